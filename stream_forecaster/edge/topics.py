@@ -1,0 +1,373 @@
+"""Topics: create, describe, check, read and fill them. For the commands of the CLI, not for `run`.
+
+Every function opens its own client, does one thing and closes it. A broker that is away is not
+waited for: whoever typed the command wants to know now.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any, Literal, Self, TypeVar
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, OffsetSpec
+from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from stream_forecaster.config import DAY_MS, Settings
+from stream_forecaster.edge.connection import (
+    CALL_TIMEOUT_MS,
+    client_settings,
+    open_client,
+    refusal,
+)
+from stream_forecaster.errors import TransportError, Unavailable
+
+T = TypeVar("T")
+
+_DEAD_LETTER_MAX_BYTES = 4 << 20
+"""A dead letter is a whole input record, at most 1 MiB by the broker's default, and its headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A topic as the broker has it.
+
+    Attributes:
+        name: the topic.
+        configs: settings that differ from the broker's defaults.
+        bounds: partition -> (first offset, next offset); empty where the topic is missing.
+        committed: partition -> the group's committed offset; only of the input topic.
+    """
+
+    name: str
+    configs: Mapping[str, str] = field(default_factory=dict)
+    bounds: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    committed: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def partitions(self) -> int:
+        """How many there are; 0: no such topic."""
+        return len(self.bounds)
+
+    @property
+    def lag(self) -> dict[int, int]:
+        """Partition -> records between the group's offset and the end; all of them before it."""
+        return {p: end - self.committed.get(p, first) for p, (first, end) in self.bounds.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One line of `stream-forecaster check`."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record as it lies in a topic."""
+
+    topic: str
+    partition: int
+    offset: int
+    time_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+
+
+def topic_names(settings: Settings) -> tuple[str, ...]:
+    """The topics this pipeline uses, the input first."""
+    output = settings.output
+    names = (settings.input.topic, output.topic, output.dead_letter_topic, output.scores_topic)
+    return tuple(name for name in names if name)
+
+
+def topic_configs(settings: Settings) -> dict[str, dict[str, str]]:
+    """Topic -> the settings it is created with.
+
+    The input holds the longest window, so that a shard without a checkpoint can be replayed. The
+    output is compacted to the latest forecast of a key, and forgets keys after their time to live.
+    """
+    longest_window_ms = max(r.context * r.step_ms for r in settings.resolutions)
+    longest_horizon_ms = max(r.horizon * r.step_ms for r in settings.resolutions)
+    kept = {"retention.ms": str(settings.state.key_ttl_ms + longest_horizon_ms)}
+    configs = {
+        settings.input.topic: {"retention.ms": str(longest_window_ms + DAY_MS)},
+        settings.output.topic: kept
+        | {
+            "cleanup.policy": "compact,delete",
+            "min.cleanable.dirty.ratio": "0.1",
+            "delete.retention.ms": str(DAY_MS),
+            "compression.type": "zstd",
+        },
+        settings.output.dead_letter_topic: {
+            "retention.ms": str(30 * DAY_MS),
+            "max.message.bytes": str(_DEAD_LETTER_MAX_BYTES),
+        },
+        settings.output.scores_topic: kept,
+    }
+    return {name: configs[name] for name in topic_names(settings)}
+
+
+def create_topics(settings: Settings, partitions: int) -> dict[str, bool]:
+    """Create the topics that do not exist; leave those that do as they are.
+
+    The output has as many partitions as the input, so that a key has the same number in both. An
+    input topic that exists already decides, not `partitions`.
+
+    Returns:
+        topic -> whether it was created now.
+
+    Raises:
+        Unavailable, TransportError: no broker, or it refuses.
+    """
+    with _translated(settings), _admin(settings) as admin:
+        existing = _partition_counts(admin, settings)
+        count = existing.get(settings.input.topic) or partitions
+        wanted = {
+            name: {"num_partitions": count, "configs": configs}
+            for name, configs in topic_configs(settings).items()
+            if name not in existing
+        }
+        if wanted:
+            response = admin.create_topics(wanted, raise_errors=False)
+            for topic in response["topics"]:
+                error = for_code(topic["error_code"])
+                if topic["error_code"] and error is not TopicAlreadyExistsError:
+                    raise error(f"{topic['name']}: {topic['error_message']}")
+            admin.wait_for_topics(list(wanted), CALL_TIMEOUT_MS)
+    return {name: name in wanted for name in topic_names(settings)}
+
+
+def describe_topics(settings: Settings) -> tuple[TopicState, ...]:
+    """The pipeline's topics as they are, missing ones too.
+
+    Raises:
+        Unavailable, TransportError: no broker, or it refuses.
+    """
+    with _translated(settings), _admin(settings) as admin:
+        counts = _partition_counts(admin, settings)
+        group_id = settings.kafka.group_id
+        offsets = _patiently(lambda: admin.list_group_offsets({group_id: None}))[group_id]
+        states = []
+        for name in topic_names(settings):
+            tps = [TopicPartition(name, p) for p in range(counts.get(name, 0))]
+            first = admin.list_partition_offsets(dict.fromkeys(tps, OffsetSpec.EARLIEST))
+            end = admin.list_partition_offsets(dict.fromkeys(tps, OffsetSpec.LATEST))
+            states.append(
+                TopicState(
+                    name,
+                    _changed_configs(admin, name) if tps else {},
+                    {tp.partition: (first[tp].offset, end[tp].offset) for tp in tps},
+                    {tp.partition: offsets[tp].offset for tp in tps if tp in offsets},
+                )
+            )
+    return tuple(states)
+
+
+def probe(settings: Settings) -> Iterator[Probe]:
+    """Look at everything `run` will need, one finding at a time; never raises for a finding."""
+    try:
+        with _translated(settings), _admin(settings) as admin:
+            brokers = [f"{b['host']}:{b['port']}" for b in admin.describe_cluster()["brokers"]]
+            yield Probe("broker", passed=True, detail=f"reached {', '.join(brokers)}")
+            counts = _partition_counts(admin, settings)
+            yield from _probe_topics(settings, counts)
+            group_id = settings.kafka.group_id
+            group = _patiently(lambda: admin.describe_groups([group_id]))[group_id]
+            members = len(group.get("members") or ())
+            yield Probe("group", passed=True, detail=f"{group_id}: {members} members")
+    except TransportError as error:
+        yield Probe("broker", passed=False, detail=str(error))
+
+
+def require_topics(settings: Settings) -> None:
+    """Check that `run` has its topics.
+
+    Raises:
+        TransportError: a topic is missing.
+        KafkaError: the broker could not be asked.
+    """
+    with _admin(settings) as admin:
+        counts = _partition_counts(admin, settings)
+    missing = [repr(name) for name in topic_names(settings) if name not in counts]
+    if missing:
+        raise TransportError(
+            f"no topic {', '.join(missing)} on {settings.kafka.bootstrap_servers}; "
+            "create what is missing with: stream-forecaster topics create"
+        )
+
+
+def read_topic(
+    settings: Settings,
+    topic: str,
+    *,
+    start: Literal["earliest", "latest"] = "earliest",
+    follow: bool = False,
+    stopping: Event | None = None,
+) -> Generator[StoredRecord, None, None]:
+    """The committed records of a topic, in order within each partition; joins no group.
+
+    Args:
+        settings: how to reach the broker.
+        topic: any topic.
+        start: where to begin.
+        follow: go on past the end that was found at the beginning, until `stopping` is set.
+        stopping: ends the reading.
+
+    Raises:
+        Unavailable, TransportError: no broker, no such topic, or it refuses.
+    """
+    stopping = stopping or Event()
+    config = client_settings(settings.kafka) | {
+        "isolation_level": "read_committed",
+        "auto_offset_reset": start,
+        "enable_auto_commit": False,
+        "allow_auto_create_topics": False,
+        "metrics_enabled": False,
+    }
+    with _translated(settings), _closing(open_client(KafkaConsumer, config)) as consumer:
+        tps = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic))]
+        if not tps:
+            raise TransportError(f"no topic {topic!r} on {settings.kafka.bootstrap_servers}")
+        consumer.assign(tps)
+        end = consumer.end_offsets(tps, timeout_ms=CALL_TIMEOUT_MS)
+        behind = {} if start == "latest" else {tp for tp in tps if end[tp] > 0}
+        while (follow or behind) and not stopping.is_set():
+            for tp, records in consumer.poll(timeout_ms=200).items():
+                yield from (
+                    _stored(record) for record in records if follow or record.offset < end[tp]
+                )
+            behind = {tp for tp in behind if (consumer.position(tp, timeout_ms=0) or 0) < end[tp]}
+
+
+class EventWriter:
+    """Writes events in bulk, for simulators and the demo: idempotent, no transactions.
+
+    Args:
+        settings: how to reach the broker; the topic is `input.topic`.
+
+    Raises:
+        Unavailable, TransportError: no broker, or it refuses.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._topic = settings.input.topic
+        config = client_settings(settings.kafka) | {
+            "linger_ms": 50,
+            "batch_size": 512 << 10,
+            "max_request_size": 16 << 20,
+            "allow_auto_create_topics": False,
+            "metrics_enabled": False,
+        }
+        with _translated(settings):
+            self._producer: Any = open_client(KafkaProducer, config)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, events: Iterable[tuple[bytes | None, bytes | None, int | None]]) -> int:
+        """Write (key, value, time in epoch ms or None for now); return how many are acknowledged.
+
+        The broker refuses times more than an hour ahead of its clock.
+
+        Raises:
+            Unavailable, TransportError: not all were acknowledged.
+        """
+        with _translated(self._settings):
+            futures = [
+                self._producer.send(self._topic, value=value, key=key, timestamp_ms=time_ms)
+                for key, value, time_ms in events
+            ]
+            self._producer.flush(timeout=CALL_TIMEOUT_MS / 1_000)
+            for future in futures:
+                future.get(timeout=0)
+        return len(futures)
+
+    def close(self) -> None:
+        """Let go of the connection; safe to call twice."""
+        self._producer.close(timeout=5)
+
+
+@contextmanager
+def _translated(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except KafkaError as error:
+        if error.retriable:
+            raise Unavailable(
+                f"no answer from Kafka at {settings.kafka.bootstrap_servers}: {error}"
+            ) from error
+        raise refusal(error) from error
+
+
+@contextmanager
+def _closing(client: T) -> Iterator[T]:
+    try:
+        yield client
+    finally:
+        client.close()  # type: ignore[attr-defined]  # every client of the library has it
+
+
+def _admin(settings: Settings) -> Any:  # noqa: ANN401  (the library has no types)
+    return open_client(KafkaAdminClient, client_settings(settings.kafka))
+
+
+def _partition_counts(admin: Any, settings: Settings) -> dict[str, int]:  # noqa: ANN401  (as above)
+    """Topic -> partitions, of those of the pipeline's topics that exist."""
+    described = admin.describe_topics(list(topic_names(settings)))
+    return {t["name"]: len(t["partitions"]) for t in described if not t["error_code"]}
+
+
+def _changed_configs(admin: Any, topic: str) -> dict[str, str]:  # noqa: ANN401  (as above)
+    described = admin.describe_configs([ConfigResource("topic", topic)])
+    configs = described.get("topic", {}).get(topic, {})
+    return {name: config["value"] for name, config in sorted(configs.items())}
+
+
+def _probe_topics(settings: Settings, counts: Mapping[str, int]) -> Iterator[Probe]:
+    for name in topic_names(settings):
+        found = name in counts
+        detail = (
+            f"{counts[name]} partitions" if found else "missing: stream-forecaster topics create"
+        )
+        yield Probe(f"topic {name}", passed=found, detail=detail)
+    source, target = settings.input.topic, settings.output.topic
+    if source in counts and target in counts:
+        yield Probe(
+            "co-partitioning",
+            passed=counts[source] == counts[target],
+            detail=f"{source} has {counts[source]} partitions, {target} has {counts[target]}",
+        )
+
+
+def _patiently(question: Callable[[], T]) -> T:
+    """Ask about a group; a broker that never had one needs a moment to set its log up."""
+    give_up_s = time.monotonic() + CALL_TIMEOUT_MS / 1_000
+    while True:
+        try:
+            return question()
+        except KafkaError as error:
+            if not error.retriable or time.monotonic() > give_up_s:
+                raise
+            time.sleep(0.1)
+
+
+def _stored(record: Any) -> StoredRecord:  # noqa: ANN401  (the library has no types)
+    return StoredRecord(
+        record.topic,
+        record.partition,
+        record.offset,
+        record.timestamp,
+        record.key,
+        record.value,
+        tuple(record.headers),
+    )
