@@ -1,0 +1,347 @@
+"""Decode: records in, events and rejects out.
+
+The invariant: any bytes become an event or a reject, never an exception. A reject is a value with
+a reason; it travels with the forecasts and leaves through the same commit.
+
+Most events of most topics look alike: an object with a text key, a whole number for the time and a
+number for the value. Those are decoded straight into typed rows and checked together, as columns;
+whatever is not of that shape is decoded one by one, which says what is wrong with it or finds that
+nothing is. Both ways agree on every record.
+
+A null value is a heartbeat: it has no key, moves the watermark to the record's own time, and so
+keeps a quiet partition's clock going.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_forecaster.calendar import EARLIEST_MS, LATEST_MS, Calendar
+from stream_forecaster.config import Input
+from stream_forecaster.records import Records
+
+LARGEST_VALUE = 1e15
+"""Larger magnitudes are rejected: their squares would not survive single precision."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DETAIL_CHARACTERS = 200
+# What "auto" takes a number for: seconds end in the year 5138, milliseconds began in 1973.
+_AUTO_UNITS_MS = ((1e11, 1e3), (1e14, 1.0), (1e17, 1e-3))
+_LARGEST_NUMBER = 10**17
+_NUMBER_UNITS_MS = {"epoch_s": 1e3, "epoch_ms": 1.0, "epoch_us": 1e-3}
+
+
+class Reason(StrEnum):
+    """Why a record is not an event."""
+
+    NOT_JSON = "not_json"
+    NO_KEY = "no_key"
+    BAD_TIME = "bad_time"
+    BAD_VALUE = "bad_value"
+    TOO_LATE = "too_late"
+    TOO_FAR_AHEAD = "too_far_ahead"
+    TOO_LARGE = "too_large"
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A record that is not an event, with its original bytes.
+
+    Attributes:
+        detail: for a person; at most 200 characters.
+    """
+
+    partition: int
+    offset: int
+    reason: Reason
+    detail: str
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Events of one partition as columns, in offset order.
+
+    Attributes:
+        row: (N,) int64, each event's row in the records it was decoded from.
+        time_ms: (N,) int64, event time, epoch ms.
+        value: (N,) float64; 1 where events are counted.
+        key: (N,) bytes; None marks a heartbeat.
+    """
+
+    row: NDArray[np.int64]
+    time_ms: NDArray[np.int64]
+    value: NDArray[np.float64]
+    key: Sequence[bytes | None]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+_NO_EVENTS = Events(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), [])
+
+
+class _Bad(Exception):
+    """Carries a reason a few lines up; never leaves this module."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+
+
+class EventDecoder:
+    """Decodes by the `[input]` settings: which fields hold key, time and value.
+
+    >>> decode = EventDecoder(Input(), Calendar("UTC"))
+    >>> one = np.array([7]), np.array([1_700_000_000_000])
+    >>> events, _ = decode(Records(0, *one, [None], [b'{"user_id": "ann", "ts": 1700000000}'], 8))
+    >>> events.key, events.time_ms.tolist(), events.value.tolist()
+    ([b'ann'], [1700000000000], [1.0])
+    """
+
+    def __init__(self, settings: Input, calendar: Calendar) -> None:
+        self._settings, self._calendar = settings, calendar
+        fields = [*settings.key, *filter(None, (settings.time, settings.value))]
+        # One attribute per field, whatever it is called; absent ones read as None.
+        self._attribute = {name: f"f{i}" for i, name in enumerate(dict.fromkeys(fields))}
+        row = msgspec.defstruct(
+            "row",
+            [(attribute, Any, None) for attribute in self._attribute.values()],
+            rename={attribute: name for name, attribute in self._attribute.items()},
+            gc=False,
+        )
+        self._decode = msgspec.json.Decoder(row).decode
+        self._time_ms = self._number_ms if settings.time_format != "rfc3339" else self._rfc3339_ms
+        self._key_of = self._key_reader()
+        self._decode_plain = self._plain_decoder()
+
+    def __call__(self, records: Records) -> tuple[Events, list[Reject]]:
+        """Decode `records`; every row ends up in exactly one of the two results."""
+        plain, others = self._together(records)
+        events, rejects = self.one_by_one(records, others)
+        return _merged(plain, events), rejects
+
+    def one_by_one(self, records: Records, rows: Iterable[int]) -> tuple[Events, list[Reject]]:
+        """Decode some rows, whatever they look like."""
+        found: list[tuple[int, int, float, bytes | None]] = []
+        rejects: list[Reject] = []
+        for i in rows:
+            raw, broker_ms = records.value[i], int(records.time_ms[i])
+            try:
+                if raw is None:
+                    found.append((i, self._in_range(broker_ms), 0.0, None))
+                else:
+                    key, time_ms, value = self._event(records.key[i], raw, broker_ms)
+                    found.append((i, time_ms, value, key))
+            except _Bad as bad:
+                rejects.append(reject(records, i, bad.reason, bad.detail))
+        row, times, values, keys = zip(*found, strict=True) if found else ((), (), (), ())
+        events = Events(
+            np.array(row, np.int64),
+            np.array(times, np.int64),
+            np.array(values, np.float64),
+            list(keys),
+        )
+        return events, rejects
+
+    def _plain_decoder(self) -> Callable[[bytes], Any] | None:
+        """A decoder of rows of the common shape, which fails for all others."""
+        settings = self._settings
+        fields = [*settings.key, settings.time, *filter(None, [settings.value])]
+        if len(settings.key) != 1 or not settings.time or len(set(fields)) < len(fields):
+            return None
+        if settings.time_format == "rfc3339":
+            return None
+        key = Annotated[str, msgspec.Meta(min_length=1)]
+        time = Annotated[int, msgspec.Meta(ge=0, lt=_LARGEST_NUMBER)]
+        row = msgspec.defstruct(
+            "plain",
+            [("key", key), ("time", time), *([("value", float)] if settings.value else [])],
+            rename=dict(zip(("key", "time", "value"), fields, strict=False)),
+            gc=False,
+        )
+        return msgspec.json.Decoder(row).decode
+
+    def _together(self, records: Records) -> tuple[Events, Iterable[int]]:
+        """Events of the rows of the common shape, and the numbers of all other rows."""
+        decode, settings = self._decode_plain, self._settings
+        if decode is None:
+            return _NO_EVENTS, range(len(records))
+        rows, index, others = [], [], []
+        for i, raw in enumerate(records.value):
+            if raw is None or len(raw) > settings.max_event_bytes:
+                others.append(i)
+                continue
+            try:
+                rows.append(decode(raw))
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                others.append(i)
+            else:
+                index.append(i)
+        row = np.array(index, np.int64)
+        keys = [plain.key.encode("utf-8", "surrogatepass") for plain in rows]
+        time_ms = self._numbers_ms(np.array([plain.time for plain in rows], np.float64))
+        values = np.array([plain.value for plain in rows]) if settings.value else np.ones(len(row))
+        broker_ms = records.time_ms[row]
+        fit = (time_ms <= LATEST_MS - 1) & (np.abs(values) <= LARGEST_VALUE)
+        fit &= (broker_ms < 0) | (np.rint(time_ms) <= broker_ms + settings.max_ahead_ms)
+        fit &= np.fromiter(map(len, keys), np.int64, len(keys)) <= settings.max_key_bytes
+        events = Events(row, np.rint(time_ms).astype(np.int64), values.astype(np.float64), keys)
+        if not fit.all():
+            others = sorted([*others, *row[~fit].tolist()])
+            events = _taken(events, np.flatnonzero(fit))
+        return events, others
+
+    def _numbers_ms(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`_number_ms` for whole numbers from 0 to `_LARGEST_NUMBER`, as a column."""
+        unit_ms = _NUMBER_UNITS_MS.get(self._settings.time_format)
+        if unit_ms is not None:
+            return numbers * unit_ms
+        limits, units_ms = np.array(_AUTO_UNITS_MS).T
+        scaled: NDArray[np.float64] = numbers * units_ms[np.searchsorted(limits, numbers, "right")]
+        return scaled
+
+    def _event(self, raw_key: bytes | None, raw: bytes, broker_ms: int) -> tuple[bytes, int, float]:
+        settings = self._settings
+        if len(raw) > settings.max_event_bytes:
+            raise _Bad(Reason.TOO_LARGE, f"value of {len(raw)} bytes")
+        try:
+            row = self._decode(raw)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise _Bad(Reason.NOT_JSON, str(error)) from None
+        key = self._key_of(row, raw_key)
+        if len(key) > settings.max_key_bytes:
+            raise _Bad(Reason.TOO_LARGE, f"key of {len(key)} bytes")
+        time = getattr(row, self._attribute[settings.time]) if settings.time else None
+        time_ms = self._in_range(broker_ms if time is None else self._time_ms(time))
+        if broker_ms >= 0 and time_ms > broker_ms + settings.max_ahead_ms:
+            ahead_s = (time_ms - broker_ms) / 1000
+            raise _Bad(Reason.TOO_FAR_AHEAD, f"{ahead_s:.0f} s beyond the record's own time")
+        return key, time_ms, self._value(row) if settings.value else 1.0
+
+    def _key_reader(self) -> Callable[[Any, bytes | None], bytes]:
+        """A function from a decoded row and the Kafka key to the key's bytes."""
+        names = self._settings.key
+        if not names:
+            return lambda _row, raw_key: raw_key or _no_key("the record has no key")
+        if len(names) == 1:
+            (name,) = names
+            attribute = self._attribute[name]
+            return lambda row, _raw_key: _scalar(getattr(row, attribute), name)
+        fields = [(name, self._attribute[name]) for name in names]
+
+        def compound(row: Any, _raw_key: bytes | None) -> bytes:  # noqa: ANN401  (a struct made at run time)
+            parts = [(getattr(row, attribute), name) for name, attribute in fields]
+            for part, name in parts:
+                _scalar(part, name)
+            return msgspec.json.encode([part for part, _ in parts])
+
+        return compound
+
+    def _value(self, row: Any) -> float:  # noqa: ANN401  (a struct made at run time)
+        raw = getattr(row, self._attribute[self._settings.value])
+        value = _number(raw)
+        if value is None:
+            raise _Bad(Reason.BAD_VALUE, f"{self._settings.value} is {_shown(raw)}")
+        if not abs(value) <= LARGEST_VALUE:
+            raise _Bad(Reason.BAD_VALUE, f"{self._settings.value} is {value}, beyond 1e15 or NaN")
+        return value
+
+    def _number_ms(self, time: object) -> float:
+        number = _number(time)
+        if number is None:
+            if self._settings.time_format == "auto":
+                return self._rfc3339_ms(time)
+            raise _Bad(Reason.BAD_TIME, f"{self._settings.time} is {_shown(time)}, not a number")
+        unit_ms = _NUMBER_UNITS_MS.get(self._settings.time_format)
+        if unit_ms is None:
+            unit_ms = next((unit for limit, unit in _AUTO_UNITS_MS if number < limit), math.nan)
+        return number * unit_ms
+
+    def _rfc3339_ms(self, time: object) -> float:
+        try:
+            moment = datetime.fromisoformat(time)  # type: ignore[arg-type]  # TypeError is caught
+        except (ValueError, TypeError):
+            raise _Bad(Reason.BAD_TIME, f"{self._settings.time} is {_shown(time)}") from None
+        if moment.tzinfo is None:
+            wall = moment.replace(tzinfo=UTC) - _EPOCH
+            return self._calendar.from_local(round(wall.total_seconds() * 1000))
+        return (moment - _EPOCH).total_seconds() * 1000
+
+    def _in_range(self, time_ms: float) -> int:
+        if not EARLIEST_MS <= time_ms <= LATEST_MS - 1:  # rounding must not reach LATEST_MS
+            raise _Bad(Reason.BAD_TIME, f"{time_ms:.17g} ms is not between 1970 and 2100")
+        return round(time_ms)
+
+
+def reject(records: Records, row: int, reason: Reason, detail: str) -> Reject:
+    """The record in `row` as a reject."""
+    return Reject(
+        records.partition,
+        int(records.offset[row]),
+        reason,
+        detail[:_DETAIL_CHARACTERS],
+        records.key[row],
+        records.value[row],
+    )
+
+
+def _taken(events: Events, rows: NDArray[np.int64]) -> Events:
+    keys = events.key
+    return Events(
+        events.row[rows], events.time_ms[rows], events.value[rows], [keys[i] for i in rows.tolist()]
+    )
+
+
+def _merged(a: Events, b: Events) -> Events:
+    """Both, in the order of their rows."""
+    if not len(b):
+        return a
+    both = Events(
+        np.concatenate([a.row, b.row]),
+        np.concatenate([a.time_ms, b.time_ms]),
+        np.concatenate([a.value, b.value]),
+        [*a.key, *b.key],
+    )
+    return _taken(both, np.argsort(both.row))
+
+
+def _scalar(part: object, name: str) -> bytes:
+    """A key field's bytes: text as it is, an integer in decimal."""
+    if type(part) is str and part:
+        return part.encode("utf-8", "surrogatepass")
+    if type(part) is int:
+        return b"%d" % part
+    return _no_key(f"{name} is {_shown(part)}, not text or an integer")
+
+
+def _no_key(detail: str) -> bytes:
+    raise _Bad(Reason.NO_KEY, detail)
+
+
+def _number(raw: object) -> float | None:
+    """A JSON number or text that spells one, NaN included; None for anything else."""
+    if type(raw) is float or type(raw) is int:
+        return _float(raw)
+    # Python reads 1_000 as a number; nobody who writes events means one by it.
+    return _float(raw) if type(raw) is str and "_" not in raw else None
+
+
+def _float(raw: float | str) -> float | None:
+    try:
+        return float(raw)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _shown(value: object) -> str:
+    """A value as a detail may show it: its type, and it itself where that is short."""
+    text = repr(value) if isinstance(value, str | int | float | bool | None) else ""
+    return "missing" if value is None else f"{type(value).__name__} {text[:60]}".strip()

@@ -1,0 +1,195 @@
+"""The key table: which row a key has, and everything that is kept per key.
+
+A key occupies one *slot*, a row in every column of the table. Columns are named arrays whose first
+axis is the slot; whoever needs memory per key adds one. So growth, forgetting, the size in bytes
+and the checkpoint are settled here once for the whole shard.
+
+Slots are handed out in order of first appearance, freed ones last in first out: which slot a key
+gets depends on the log alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+_FIRST_CAPACITY = 64
+
+
+class KeyTable:
+    """Rows are keys, columns are named arrays.
+
+    >>> table = KeyTable()
+    >>> table.add("visits", dtype=np.int64)
+    >>> slots = table.intern([b"ann", b"bob", b"ann"], np.array([10, 20, 30]))
+    >>> np.add.at(table["visits"], slots, 1)
+    >>> table["visits"].tolist()
+    [2, 1]
+    >>> table.expire(25)
+    [b'bob']
+    """
+
+    def __init__(self) -> None:
+        self._slot: dict[bytes, int] = {}
+        self._key: list[bytes | None] = []
+        self._free: list[int] = []
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._fill: dict[str, float] = {}
+        self._key_bytes = 0
+        self._capacity = _FIRST_CAPACITY
+        self.add("last_seen_ms", dtype=np.int64, fill=-1)
+        self.add("live", dtype=np.bool_)
+
+    def __len__(self) -> int:
+        """The number of keys."""
+        return len(self._slot)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._slot
+
+    def __getitem__(self, column: str) -> NDArray[Any]:
+        """The column's rows in use, a view: (size, ...). Rows without a key hold its fill."""
+        return self._columns[column][: self.size]
+
+    @property
+    def size(self) -> int:
+        """Rows in use, those of freed slots included: K."""
+        return len(self._key)
+
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """(K,) which rows have a key."""
+        return self["live"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns as allocated, and of the keys themselves."""
+        return sum(column.nbytes for column in self._columns.values()) + self._key_bytes
+
+    def add(
+        self, name: str, shape: tuple[int, ...] = (), *, dtype: DTypeLike, fill: float = 0
+    ) -> None:
+        """Add a column of rows of `shape`, each `fill` until written."""
+        if name in self._columns:
+            raise ValueError(f"column {name!r} exists")
+        self._fill[name] = fill
+        self._columns[name] = self._extended(np.empty((0, *shape), dtype), fill)
+
+    def intern(self, keys: Sequence[bytes], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The slots (N,) of `keys` (N,), new ones where needed, and note when they were seen."""
+        known = self._slot
+        slots = np.empty(len(keys), np.int64)
+        for i, key in enumerate(keys):
+            slot = known.get(key)
+            slots[i] = self._admit(key) if slot is None else slot
+        np.maximum.at(self._columns["last_seen_ms"], slots, time_ms)
+        return slots
+
+    def key(self, slot: int) -> bytes:
+        """The key in `slot`."""
+        key = self._key[slot]
+        if key is None:
+            raise ValueError(f"slot {slot} is free")
+        return key
+
+    def slot(self, key: bytes) -> int | None:
+        """The slot of `key`, if it has one."""
+        return self._slot.get(key)
+
+    def expire(self, before_ms: int) -> list[bytes]:
+        """Forget every key not seen since `before_ms` (event time) and return them."""
+        stale = self.live & (self["last_seen_ms"] < before_ms)
+        return [self._forget(int(slot)) for slot in np.flatnonzero(stale)]
+
+    def forget(self, key: bytes) -> bool:
+        """Forget one key; False if it was not there."""
+        slot = self._slot.get(key)
+        if slot is not None:
+            self._forget(slot)
+        return slot is not None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything in the table, for a checkpoint. The arrays are views: copy before writing."""
+        keys = [key or b"" for key in self._key]
+        return {
+            "keys.bytes": np.frombuffer(b"".join(keys), np.uint8),
+            "keys.sizes": np.array([len(key) for key in keys], np.int64),
+            "keys.free": np.array(self._free, np.int64),
+            **{f"column.{name}": self[name] for name in self._columns},
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Become the table that `arrays` was taken from.
+
+        Raises:
+            ValueError: the columns are not those of `arrays`, or this table has more rows.
+        """
+        rows = (len(arrays["keys.sizes"]),)
+        found = {name: (a.shape, a.dtype) for name, a in under("column", arrays).items()}
+        own = {name: ((*rows, *c.shape[1:]), c.dtype) for name, c in self._columns.items()}
+        differing = sorted(n for n in found.keys() | own.keys() if found.get(n) != own.get(n))
+        if differing:
+            raise ValueError(f"not the columns of this table: {', '.join(differing)}")
+        if self.size > rows[0]:
+            raise ValueError(f"a table of {self.size} rows cannot become one of {rows[0]}")
+        sizes = arrays["keys.sizes"]
+        self._grow_to(len(sizes))
+        data, ends = arrays["keys.bytes"].tobytes(), np.cumsum(sizes).tolist()
+        keys = [data[e - n : e] for e, n in zip(ends, sizes.tolist(), strict=True)]
+        live = arrays["column.live"]
+        self._key = [key if alive else None for key, alive in zip(keys, live, strict=True)]
+        self._slot = {key: slot for slot, key in enumerate(self._key) if key is not None}
+        self._free = arrays["keys.free"].tolist()
+        self._key_bytes = len(data)
+        for name, column in self._columns.items():
+            column[: len(sizes)] = arrays[f"column.{name}"]
+
+    def _admit(self, key: bytes) -> int:
+        if self._free:
+            slot = self._free.pop()
+            self._key[slot] = key
+        else:
+            slot = len(self._key)
+            self._grow_to(slot + 1)
+            self._key.append(key)
+        self._slot[key] = slot
+        self._columns["live"][slot] = True
+        self._key_bytes += len(key)
+        return slot
+
+    def _forget(self, slot: int) -> bytes:
+        key = self.key(slot)
+        del self._slot[key]
+        self._key[slot] = None
+        self._free.append(slot)
+        self._key_bytes -= len(key)
+        for name, column in self._columns.items():
+            column[slot] = self._fill[name]
+        return key
+
+    def _grow_to(self, rows: int) -> None:
+        if rows <= self._capacity:
+            return
+        self._capacity = max(rows, self._capacity + self._capacity // 2)
+        for name, column in self._columns.items():
+            self._columns[name] = self._extended(column, self._fill[name])
+
+    def _extended(self, column: NDArray[Any], fill: float) -> NDArray[Any]:
+        # np.zeros, unlike np.full, does not touch memory before it is used.
+        longer = np.zeros((self._capacity, *column.shape[1:]), column.dtype)
+        longer[: len(column)] = column
+        if fill != 0:
+            longer[len(column) :] = fill
+        return longer
+
+
+def nested(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The same arrays under `prefix.`."""
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays whose names begin with `prefix.`, without it: the inverse of `nested`."""
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}

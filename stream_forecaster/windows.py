@@ -1,0 +1,159 @@
+"""Rolling windows: one ring of buckets per key at one resolution, with its moving average.
+
+Theory of operation. Time is cut into buckets, numbered by the calendar. A ring of W cells holds the
+last `context` closed buckets, the open ones, and one spare:
+
+      closed (context)              open            spare
+    ├──┬──┬──┬──┬──┬──┬──┬──┬──┼──┬──┬──┬──┼──┤     position of bucket i = i % W
+                             ▲ │
+              newest closed ─┘ └─ self.closed: the first open bucket
+
+Events are added to open buckets, one write per event. Closing a bucket makes its value final, adds
+it to the span that the moving average is taken over and takes out the one that falls off the far
+end, whose cell becomes the spare. Per closed bucket that is O(1) per key; the span is summed afresh
+whenever the ring wraps, so rounding cannot build up.
+
+Rules of residence:
+1. Values are float64: counts stay exact to 2^53, and sums are added in log order by `np.add.at` on
+   a flat index, which gives the same bits however the log is cut (`np.bincount` does not).
+2. A bucket before a key's first event is *missing* (NaN on reading), not zero: a newcomer's average
+   divides by the buckets it was there for. With aggregate "mean" so is a bucket without events.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_forecaster.calendar import Calendar
+from stream_forecaster.config import Resolution
+from stream_forecaster.keys import KeyTable
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+_NEVER = np.iinfo(np.int64).max
+_UNSET = np.iinfo(np.int64).min
+
+
+class Window:
+    """The rings of all slots at one resolution.
+
+    Attributes:
+        closed: index of the first open bucket; every bucket before it is closed for ever.
+    """
+
+    def __init__(
+        self,
+        table: KeyTable,
+        calendar: Calendar,
+        resolution: Resolution,
+        *,
+        open_span_ms: int,
+        is_mean: bool,
+    ) -> None:
+        """Add this window's columns to `table`.
+
+        Args:
+            table: where the rings live.
+            calendar: numbers the buckets.
+            resolution: step and context.
+            open_span_ms: the longest stretch of event time that can be open at once.
+            is_mean: a bucket's value is the mean of its events, else their sum.
+        """
+        self.step_ms = resolution.step_ms
+        self.context = resolution.context
+        self.closed = _UNSET
+        self._table, self._calendar, self._is_mean = table, calendar, is_mean
+        # A span of s ms touches at most s // step + 2 buckets; a local day may have 23 hours.
+        shortest_ms = resolution.step_ms - 3_600_000 * (resolution.step_ms % 86_400_000 == 0)
+        self.open = open_span_ms // shortest_ms + 2
+        self.size = self.context + self.open + 1
+        self._name = f"window.{resolution.step_ms}"
+        table.add(f"{self._name}.total", (self.size,), dtype=np.float64)
+        if is_mean:
+            table.add(f"{self._name}.count", (self.size,), dtype=np.float64)
+        table.add(f"{self._name}.first", dtype=np.int64, fill=_NEVER)
+        table.add(f"{self._name}.span_total", dtype=np.float64)
+        table.add(f"{self._name}.span_count", dtype=np.float64)
+
+    def begin(self, time_ms: int) -> None:
+        """Open the bucket of `time_ms` as the first one."""
+        self.closed = int(self._calendar.index(time_ms, self.step_ms))
+
+    def absorb(self, slots: Int64, time_ms: Int64, value: Float64) -> None:
+        """Add events (N,) to their open buckets. None may be earlier than `closed`'s start."""
+        index = self._calendar.index(time_ms, self.step_ms)
+        cell = slots * self.size + index % self.size
+        np.add.at(self._column("total").reshape(-1), cell, value)
+        if self._is_mean:
+            np.add.at(self._column("count").reshape(-1), cell, 1.0)
+        np.minimum.at(self._column("first"), slots, index)
+
+    def close(self) -> Float64:
+        """Close the first open bucket; its values (K,), NaN where missing."""
+        index, total, first = self.closed, self._column("total"), self._column("first")
+        position, leaving = index % self.size, (index - self.context) % self.size
+        left = np.where(index - self.context >= first, total[:, leaving], np.nan)
+        if self._is_mean:
+            count = self._column("count")
+            with np.errstate(invalid="ignore"):  # 0 / 0: no events, hence missing
+                total[:, position] /= count[:, position]
+            count[:, leaving] = 0.0
+        entered: Float64 = np.where(index >= first, total[:, position], np.nan)
+        total[:, leaving] = 0.0
+        self.closed = index + 1
+        if position == 0:
+            self._sum_span()
+        else:
+            was, came = ~np.isnan(left), ~np.isnan(entered)
+            self._column("span_total")[:] += np.where(came, entered, 0.0) - np.where(was, left, 0.0)
+            self._column("span_count")[:] += came.astype(np.int8) - was
+        return entered
+
+    def skip(self, until: int) -> None:
+        """Close all buckets before `until` as silent, in one step.
+
+        For a silence longer than the whole ring; no open bucket may hold events.
+        """
+        self.closed = until
+        self._column("total")[:] = np.nan if self._is_mean else 0.0
+        if self._is_mean:
+            self._column("count")[:] = 0.0
+        position = np.arange(until, until + self.open + 1) % self.size
+        self._column("total")[:, position] = 0.0
+        self._sum_span()
+
+    def values(self, slots: Int64 | slice = np.s_[:]) -> Float64:
+        """The closed context of some slots, oldest bucket first, NaN where missing: (B, T)."""
+        index = np.arange(self.closed - self.context, self.closed)
+        cells = self._column("total")[slots][:, index % self.size]
+        return np.where(index >= self._column("first")[slots][:, None], cells, np.nan)
+
+    def age(self, slots: Int64 | slice = np.s_[:]) -> Int64:
+        """(B,) closed buckets since each key's first event, that one included; at most 0: none."""
+        age: Int64 = self.closed - np.minimum(self._column("first")[slots], self.closed)
+        return age
+
+    def moving_average(self, slots: Int64 | slice = np.s_[:]) -> Float64:
+        """Mean of the closed context's buckets that are not missing (B,); NaN where all are."""
+        total, count = self._column("span_total")[slots], self._column("span_count")[slots]
+        average: Float64 = np.full(len(total), np.nan)
+        np.divide(total, count, out=average, where=count > 0)
+        return average
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is not in the table."""
+        return {"closed": np.array([self.closed], np.int64)}
+
+    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """The inverse of `arrays`."""
+        self.closed = int(arrays["closed"][0])
+
+    def _sum_span(self) -> None:
+        values = self.values()
+        self._column("span_total")[:] = np.nansum(values, axis=1)
+        self._column("span_count")[:] = np.sum(~np.isnan(values), axis=1)
+
+    def _column(self, name: str) -> NDArray[Any]:
+        return self._table[f"{self._name}.{name}"]

@@ -1,0 +1,139 @@
+"""Law: any bytes become an event or a reject, never an exception."""
+
+import json
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_forecaster.calendar import Calendar
+from stream_forecaster.config import parse
+from stream_forecaster.events import LARGEST_VALUE, EventDecoder, Reason
+from stream_forecaster.records import Records
+
+_BROKER_MS = 1_767_312_000_000
+
+_scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.sampled_from(["2026-01-02T00:00:00Z", "1767312000", "nan", "1e400", "2026-13-01"]),
+    st.sampled_from([_BROKER_MS, _BROKER_MS // 1000, _BROKER_MS * 1000, _BROKER_MS + 10**9]),
+)
+_json = st.recursive(
+    _scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner)),
+    max_leaves=5,
+)
+_objects = st.fixed_dictionaries(
+    {}, optional={"user_id": _json, "shop": _json, "ts": _json, "v": _json, "other": _json}
+).map(lambda row: json.dumps(row).encode())
+_twice = st.tuples(_objects, _objects).map(lambda pair: pair[0][:-1] + b"," + pair[1][1:])
+_values = st.one_of(
+    st.none(),
+    st.binary(max_size=60),
+    _objects,
+    _twice,
+    _objects.flatmap(lambda v: st.integers(0, len(v)).map(lambda n: v[:n])),
+    st.sampled_from([b"[" * 100_000, b'{"user_id":' * 50_000, b"\x00" * 2_000_000]),
+)
+_decoders = st.fixed_dictionaries(
+    {
+        "key": st.sampled_from([[], ["user_id"], ["user_id", "shop"]]),
+        "time": st.sampled_from(["", "ts"]),
+        "time_format": st.sampled_from(["auto", "epoch_s", "epoch_ms", "epoch_us", "rfc3339"]),
+        "timezone": st.sampled_from(["UTC", "America/Sao_Paulo"]),
+    },
+).flatmap(
+    lambda fields: st.sampled_from([("", "count"), ("v", "sum"), ("v", "mean")]).map(
+        lambda pair: {**fields, "value": pair[0], "aggregate": pair[1]}
+    )
+)
+
+
+@given(
+    values=st.lists(_values, max_size=5),
+    keys=st.lists(st.one_of(st.none(), st.binary(max_size=2_000)), min_size=5, max_size=5),
+    fields=_decoders,
+    broker_ms=st.sampled_from([-1, 0, _BROKER_MS]),
+)
+def test_any_bytes_become_an_event_or_a_reject(
+    values: list[bytes | None],
+    keys: list[bytes | None],
+    fields: dict[str, object],
+    broker_ms: int,
+) -> None:
+    """Every record comes out once; events are fit for the windows, rejects keep their bytes."""
+    config = parse({"input": fields}).input
+    decode = EventDecoder(config, Calendar(config.timezone))
+    n = len(values)
+    records = Records(3, np.arange(n), np.full(n, broker_ms), keys[:n], values, n)
+
+    events, rejects = decode(records)
+
+    assert sorted([*events.row.tolist(), *(r.offset for r in rejects)]) == list(range(n))
+    assert events.time_ms.dtype == np.int64
+    assert ((events.time_ms >= 0) & (events.time_ms < 4_102_444_800_000)).all()
+    assert (np.abs(events.value) <= LARGEST_VALUE).all()
+    assert all(key is None or 0 < len(key) <= config.max_key_bytes for key in events.key)
+    for rejected in rejects:
+        assert rejected.reason in set(Reason)
+        assert rejected.value is values[rejected.offset]
+        assert rejected.key is keys[rejected.offset]
+        assert len(rejected.detail) <= 200
+
+
+@given(values=st.lists(_values, min_size=1, max_size=6), fields=_decoders)
+def test_neighbours_do_not_matter(values: list[bytes | None], fields: dict[str, object]) -> None:
+    """A record is decoded the same alone as among others."""
+    config = parse({"input": fields}).input
+    decode = EventDecoder(config, Calendar(config.timezone))
+    n = len(values)
+    together, _ = decode(Records(0, np.arange(n), np.full(n, _BROKER_MS), [b"k"] * n, values, n))
+    alone = [
+        decode(Records(0, np.array([i]), np.array([_BROKER_MS]), [b"k"], [value], i + 1))[0]
+        for i, value in enumerate(values)
+    ]
+
+    assert [key for one in alone for key in one.key] == list(together.key)
+    assert [t for one in alone for t in one.time_ms.tolist()] == together.time_ms.tolist()
+
+
+_alike = st.fixed_dictionaries(
+    {
+        "user_id": st.one_of(st.text(max_size=3), st.sampled_from(["x" * 600, 7, None])),
+        "ts": st.one_of(
+            st.integers(0, 2 * 10**17),
+            st.sampled_from([_BROKER_MS + d for d in (-1, 0, 300_000, 300_001)]),
+            st.sampled_from([10**11 - 1, 10**11, 10**14 - 1, 10**14, 4_102_444_800_000, -1, 1.5]),
+        ),
+        "v": st.one_of(st.floats(), st.integers(), st.sampled_from([1e15, 1.1e15, "2.5"])),
+    }
+).map(lambda row: json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+@given(
+    values=st.lists(st.one_of(_alike, _values), max_size=8),
+    time_format=st.sampled_from(["auto", "epoch_s", "epoch_ms", "epoch_us"]),
+    value=st.sampled_from([("", "count"), ("v", "sum")]),
+    broker_ms=st.sampled_from([-1, _BROKER_MS]),
+)
+def test_together_is_one_by_one(
+    values: list[bytes | None], time_format: str, value: tuple[str, str], broker_ms: int
+) -> None:
+    """Rows of the common shape, decoded as columns, come out as they would alone."""
+    fields = {"time_format": time_format, "value": value[0], "aggregate": value[1]}
+    decode = EventDecoder(parse({"input": fields}).input, Calendar("UTC"))
+    n = len(values)
+    records = Records(0, np.arange(n), np.full(n, broker_ms), [None] * n, values, n)
+
+    fast, fast_rejects = decode(records)
+    slow, slow_rejects = decode.one_by_one(records, range(n))
+
+    assert fast.row.tolist() == slow.row.tolist()
+    assert fast.time_ms.tolist() == slow.time_ms.tolist()
+    assert fast.value.tolist() == slow.value.tolist()
+    assert list(fast.key) == list(slow.key)
+    assert fast_rejects == slow_rejects

@@ -1,0 +1,167 @@
+"""The key table against a dictionary."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from numpy.typing import NDArray
+
+from stream_forecaster.keys import KeyTable, nested, under
+
+_keys = st.one_of(
+    st.sampled_from([b"ann", b"bob", b"cyd"]), st.binary(min_size=1, max_size=3), st.just(b"\x00")
+)
+_times_ms = st.integers(0, 1_000)
+
+
+def _table() -> KeyTable:
+    table = KeyTable()
+    table.add("visits", dtype=np.int64)
+    table.add("levels", (2, 3), dtype=np.float32, fill=np.nan)
+    return table
+
+
+class Keys(RuleBasedStateMachine):
+    """Whatever is done to the table is done to a dictionary: key -> [last seen, visits]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = _table()
+        self.model: dict[bytes, list[int]] = {}
+        self.most_keys = 0
+
+    @rule(seen=st.lists(st.tuples(_keys, _times_ms), max_size=30))
+    def intern(self, seen: list[tuple[bytes, int]]) -> None:
+        """Keys come, new and known, several at once, and leave their marks in the columns."""
+        keys = [key for key, _ in seen]
+        new = {key for key in keys if key not in self.model}
+        slots = self.table.intern(keys, np.array([time_ms for _, time_ms in seen], np.int64))
+        for key in new:
+            assert np.isnan(self.table["levels"][self.table.slot(key)]).all()
+        np.add.at(self.table["visits"], slots, 1)
+        self.table["levels"][slots] = 1.0
+        assert [self.table.key(int(slot)) for slot in slots] == keys
+        for key, time_ms in seen:
+            row = self.model.setdefault(key, [-1, 0])
+            row[0], row[1] = max(row[0], time_ms), row[1] + 1
+        self.most_keys = max(self.most_keys, len(self.model))
+
+    @rule(count=st.integers(50, 200), time_ms=_times_ms)
+    def crowd(self, count: int, time_ms: int) -> None:
+        """So many new keys that the columns have to grow."""
+        self.intern([(b"crowd %d" % i, time_ms) for i in range(count)])
+
+    @rule(before_ms=_times_ms)
+    def expire(self, before_ms: int) -> None:
+        """Keys that were not seen of late go, and are named."""
+        stale = {key for key, (seen_ms, _) in self.model.items() if seen_ms < before_ms}
+        gone = self.table.expire(before_ms)
+        assert len(gone) == len(stale)
+        assert set(gone) == stale
+        for key in stale:
+            del self.model[key]
+
+    @rule(key=_keys)
+    def forget(self, key: bytes) -> None:
+        """One key goes, if it was there."""
+        assert self.table.forget(key) == (self.model.pop(key, None) is not None)
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def forget_one_that_is_there(self, data: st.DataObject) -> None:
+        """Likewise, of those known."""
+        self.forget(data.draw(st.sampled_from(sorted(self.model))))
+
+    @rule()
+    def restore(self) -> None:
+        """A new table takes over from the arrays, and stands exactly as the old one."""
+        before = {name: array.copy() for name, array in self.table.arrays().items()}
+        self.table = _table()
+        self.table.restore(before)
+        _assert_same(self.table.arrays(), before)
+
+    @invariant()
+    def it_is_the_dictionary(self) -> None:
+        """The same keys, times and visits; one slot each; no more rows than there were keys."""
+        assert len(self.table) == len(self.model)
+        live = np.flatnonzero(self.table.live)
+        assert {self.table.key(int(slot)) for slot in live} == self.model.keys()
+        for key, (seen_ms, visits) in self.model.items():
+            slot = self.table.slot(key)
+            assert slot is not None
+            assert key in self.table
+            assert self.table.key(slot) == key
+            assert self.table["last_seen_ms"][slot] == seen_ms
+            assert self.table["visits"][slot] == visits
+            assert (self.table["levels"][slot] == 1.0).all()
+        assert self.table.size <= self.most_keys
+
+    @invariant()
+    def free_rows_hold_their_fill(self) -> None:
+        """Nothing is left of a key that went, so nothing is there for the next one."""
+        free = ~self.table.live
+        assert (self.table["last_seen_ms"][free] == -1).all()
+        assert (self.table["visits"][free] == 0).all()
+        assert np.isnan(self.table["levels"][free]).all()
+
+    @invariant()
+    def bytes_are_counted(self) -> None:
+        """At least what the rows in use and the keys take; not for ever more."""
+        used = sum(self.table[name].nbytes for name in ("last_seen_ms", "live", "visits", "levels"))
+        keys = sum(len(key) for key in self.model)
+        assert used + keys <= self.table.nbytes <= 2 * used + keys + 64 * 100
+
+
+Keys.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestKeys = Keys.TestCase
+
+
+def _assert_same(some: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> None:
+    assert some.keys() == other.keys()
+    for name, array in some.items():
+        np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+def test_slots_depend_on_the_log_alone() -> None:
+    """A restored table hands out the same slots as one that went on."""
+    gone_on = _table()
+    gone_on.intern([b"a", b"b", b"c", b"d"], np.array([1, 9, 2, 9]))
+    gone_on.expire(5)
+    restored = _table()
+    restored.restore({name: array.copy() for name, array in gone_on.arrays().items()})
+
+    newcomers = [b"e", b"a", b"f"], np.array([10, 10, 10])
+    assert gone_on.intern(*newcomers).tolist() == restored.intern(*newcomers).tolist()
+
+
+def test_a_column_added_late_starts_with_its_fill() -> None:
+    """Rows that exist already hold it too."""
+    table = _table()
+    table.intern([b"a", b"b"], np.array([1, 1]))
+    table.add("late", (2,), dtype=np.int32, fill=7)
+    assert table["late"].tolist() == [[7, 7], [7, 7]]
+
+
+def test_a_column_is_added_once() -> None:
+    """Two owners of one name would write over each other."""
+    with pytest.raises(ValueError, match="visits"):
+        _table().add("visits", dtype=np.int64)
+
+
+def test_a_free_slot_has_no_key() -> None:
+    """Asking for it is a bug in the caller."""
+    table = _table()
+    table.intern([b"a"], np.array([1]))
+    table.forget(b"a")
+    with pytest.raises(ValueError, match="slot 0 is free"):
+        table.key(0)
+
+
+def test_prefixes_are_taken_off_as_they_were_put_on() -> None:
+    """And nothing comes along that only begins alike."""
+    arrays = {"a": np.zeros(1), "b.c": np.ones(2)}
+    mixed = {**nested("x", arrays), "xx.a": np.zeros(3)}
+    assert under("x", mixed) == arrays
