@@ -1,0 +1,118 @@
+"""Calibration: quantiles around the fused path, learned from its landed residuals.
+
+A residual is measured in units that make keys comparable, and the quantiles of those units are
+tracked online for the whole population:
+
+    quantile = path + unit * width[key, bucket] * shape[bucket, level]
+
+* `unit` is the residual's expected size from the level alone: sqrt(path + c) for counts (as for a
+  Poisson variable), the key's spread for real values.
+* `width` is the key's own mean |residual| in these units, shrunk to the population's.
+* `shape` moves a little with every landed forecast until a share `level` of the truths lies at or
+  below it (stochastic quantile tracking, Robbins and Monro 1951).
+
+Quantiles ascend because the shape is kept sorted; counts are cut off at zero.
+"""
+
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_forecaster.keys import KeyTable
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+_DISCOUNT = 0.99
+_PRIOR_BUCKETS = 20.0
+_RATE = 0.02
+_LARGEST = 100.0
+"""Residuals count for at most so many units: one burst must not blow up a key's widths."""
+_COUNT_FLOOR = 0.05
+"""Keeps the unit of a count that is forecast as zero from vanishing."""
+
+
+class Calibration:
+    """Quantile offsets for all slots, G horizon buckets and Q levels."""
+
+    def __init__(
+        self,
+        table: KeyTable,
+        prefix: str,
+        levels: tuple[float, ...],
+        buckets: int,
+        *,
+        is_count: bool,
+    ) -> None:
+        self._table, self._prefix, self._is_count = table, prefix, is_count
+        self._levels = np.array(levels)
+        table.add(f"{prefix}.residual", (buckets, 2), dtype=np.float32)  # sum, weight
+        # Begin as a normal distribution whose mean absolute value is one.
+        normal = [NormalDist().inv_cdf(level) * np.sqrt(np.pi / 2) for level in levels]
+        self._shape = np.tile(np.array(normal), (buckets, 1))
+        self._residual = np.zeros((buckets, 2))
+
+    def learn(self, bucket: int, landed: Int64, residual: Float64, unit: Float64) -> None:
+        """Take in residuals (B,) of landed forecasts of slots (B,) in their `unit`s (B,)."""
+        if not len(landed):
+            return
+        scaled = np.clip(residual / unit, -_LARGEST, _LARGEST)
+        relative = scaled / self._width(landed)[:, bucket]
+        below = (relative[:, None] <= self._shape[bucket]).mean(axis=0)
+        # Fast at first, slower as evidence grows; the far levels have further to go.
+        rate = _RATE * (1 + 7 / np.sqrt(1 + self._residual[bucket, 1]))
+        self._shape[bucket] += rate * (self._levels - below) * (0.3 + np.abs(self._shape[bucket]))
+        self._shape[bucket].sort()
+        size = np.abs(scaled)
+        own = self._table[f"{self._prefix}.residual"]
+        own[landed, bucket] *= _DISCOUNT
+        own[landed, bucket] += np.stack([size, np.ones_like(size)], axis=1)
+        self._residual[bucket] = _DISCOUNT * self._residual[bucket] + (size.mean(), 1.0)
+
+    def unit(self, path: Float64, spread: Float64) -> Float64:
+        """The expected size of a residual; `path` (B, ...), `spread` broadcastable to it."""
+        if self._is_count:
+            return np.sqrt(np.maximum(path, 0.0) + _COUNT_FLOOR)
+        return np.broadcast_to(spread, path.shape)
+
+    def expected_error(
+        self, slots: Int64 | slice, path: Float64, spread: Float64, bucket: Int64
+    ) -> Float64:
+        """Mean |residual| (B, H) to expect; arguments as for `quantiles`."""
+        return self._width(slots)[:, bucket] * self.unit(path, spread[:, None])
+
+    def quantiles(
+        self, slots: Int64 | slice, path: Float64, spread: Float64, bucket: Int64
+    ) -> Float64:
+        """Quantiles (B, H, Q), ascending.
+
+        Args:
+            slots: which keys (B,).
+            path: (B, H) fused means.
+            spread: (B,) the keys' spreads.
+            bucket: (H,) the horizon bucket of each step.
+        """
+        size = self.expected_error(slots, path, spread, bucket)
+        quantiles: Float64 = path[..., None] + size[..., None] * self._shape[bucket]
+        return np.maximum(quantiles, 0.0, out=quantiles) if self._is_count else quantiles
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is kept of the population."""
+        return {"shape": self._shape, "residual": self._residual}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take `arrays` back."""
+        self._shape[:], self._residual[:] = arrays["shape"], arrays["residual"]
+
+    def _width(self, slots: Int64 | slice) -> Float64:
+        """(B, G) mean |residual| of each key in units, shrunk to the population's; never zero."""
+        own = self._table[f"{self._prefix}.residual"][slots].astype(np.float64)
+        total, weight = self._residual[:, 0], self._residual[:, 1]
+        population = (total + 1.0) / (weight + 1.0)
+        width: Float64 = (own[..., 0] + _PRIOR_BUCKETS * population) / (
+            own[..., 1] + _PRIOR_BUCKETS
+        )
+        return np.maximum(width, 1e-9)

@@ -1,0 +1,191 @@
+"""Scores of forecasts whose time has come.
+
+A `Score` holds sums, not means, so that scores add: over keys, buckets, polls, partitions and
+processes. The ratios people read (MAE, MASE, WAPE, WQL, coverage, skill) are properties.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+PUBLISHED = "published"
+NAIVE = "last_value"
+"""The forecaster that all others have to beat."""
+
+
+def pinball(truth: Float64, quantiles: Float64, levels: Float64) -> Float64:
+    """Pinball loss (..., Q) of `quantiles` (..., Q) at `levels` (Q,) against `truth` (...).
+
+    >>> pinball(np.array([3.0]), np.array([[1.0, 4.0]]), np.array([0.5, 0.9])).round(2).tolist()
+    [[1.0, 0.1]]
+    """
+    miss = truth[..., None] - quantiles
+    loss: Float64 = np.maximum(levels * miss, (levels - 1.0) * miss)
+    return loss
+
+
+@cache
+def central_intervals(levels: tuple[float, ...]) -> Mapping[float, tuple[int, int]]:
+    """Nominal coverage -> the two columns of `levels` that bound it, for symmetric pairs.
+
+    >>> central_intervals((0.025, 0.1, 0.5, 0.9, 0.975))
+    {0.95: (0, 4), 0.8: (1, 3)}
+    """
+    pairs = {}
+    for low, level in enumerate(levels):
+        high = next((j for j, other in enumerate(levels) if abs(level + other - 1) < 1e-9), low)
+        if level < 0.5 and high > low:
+            pairs[round(1 - 2 * level, 6)] = (low, high)
+    return pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Sums over landed forecasts of one resolution, by horizon bucket (G,).
+
+    Attributes:
+        forecasters: names of the F forecasters; the first is what was published.
+        horizons: the G horizons, in steps, at which forecasts are scored.
+        levels: the Q quantile levels.
+        count: (G,) landed forecasts.
+        absolute: (F, G) sum of |truth - forecast|.
+        squared: (F, G) sum of its square.
+        magnitude: (G,) sum of |truth|.
+        pinball: (G, Q) sum of pinball losses of the published quantiles.
+        covered: (C, G) how often each of the C central intervals held the truth.
+    """
+
+    forecasters: tuple[str, ...]
+    horizons: tuple[int, ...]
+    levels: tuple[float, ...]
+    count: Float64
+    absolute: Float64
+    squared: Float64
+    magnitude: Float64
+    pinball: Float64
+    covered: Float64
+
+    @classmethod
+    def zero(
+        cls, forecasters: Sequence[str], horizons: Sequence[int], levels: Sequence[float]
+    ) -> "Score":
+        """Nothing landed yet."""
+        f, g, q = len(forecasters), len(horizons), len(levels)
+        c = len(central_intervals(tuple(levels)))
+        return cls(
+            tuple(forecasters),
+            tuple(horizons),
+            tuple(levels),
+            np.zeros(g),
+            np.zeros((f, g)),
+            np.zeros((f, g)),
+            np.zeros(g),
+            np.zeros((g, q)),
+            np.zeros((c, g)),
+        )
+
+    def land(self, bucket: int, truth: Float64, points: Float64, quantiles: Float64) -> None:
+        """Add the forecasts of one horizon bucket.
+
+        All forecasters are judged on the same truths. Where one has no opinion (NaN) it is scored
+        as the last value, and where that has none, as what was published.
+
+        Args:
+            bucket: which of the G horizons.
+            truth: (B,) what came.
+            points: (F, B) what each forecaster had said.
+            quantiles: (B, Q) the published quantiles.
+        """
+        for fallback in (points[self.forecasters.index(NAIVE)], points[0]):
+            points = np.where(np.isnan(points), fallback, points)
+        error = points - truth
+        self.count[bucket] += len(truth)
+        self.absolute[:, bucket] += np.abs(error).sum(axis=1)
+        self.squared[:, bucket] += (error**2).sum(axis=1)
+        self.magnitude[bucket] += np.abs(truth).sum()
+        self.pinball[bucket] += pinball(truth, quantiles, np.array(self.levels)).sum(axis=0)
+        for i, (low, high) in enumerate(central_intervals(self.levels).values()):
+            inside = (quantiles[:, low] <= truth) & (truth <= quantiles[:, high])
+            self.covered[i, bucket] += np.count_nonzero(inside)
+
+    def __add__(self, other: "Score") -> "Score":
+        if (self.forecasters, self.horizons, self.levels) != (
+            other.forecasters,
+            other.horizons,
+            other.levels,
+        ):
+            raise ValueError("scores of different forecasters, horizons or levels do not add")
+        return Score(
+            self.forecasters,
+            self.horizons,
+            self.levels,
+            self.count + other.count,
+            self.absolute + other.absolute,
+            self.squared + other.squared,
+            self.magnitude + other.magnitude,
+            self.pinball + other.pinball,
+            self.covered + other.covered,
+        )
+
+    def __mul__(self, factor: float) -> "Score":
+        """The same, counting for less: how a running score forgets."""
+        return Score(
+            self.forecasters,
+            self.horizons,
+            self.levels,
+            self.count * factor,
+            self.absolute * factor,
+            self.squared * factor,
+            self.magnitude * factor,
+            self.pinball * factor,
+            self.covered * factor,
+        )
+
+    def mae(self, forecaster: str) -> Float64:
+        """(G,) mean absolute error; NaN before anything landed."""
+        return _ratio(self.absolute[self.forecasters.index(forecaster)], self.count)
+
+    def mse(self, forecaster: str) -> Float64:
+        """(G,) mean squared error."""
+        return _ratio(self.squared[self.forecasters.index(forecaster)], self.count)
+
+    def mase(self, forecaster: str) -> Float64:
+        """(G,) MAE over the one-step error of the last value, on the same truths.
+
+        Source: Hyndman and Koehler 2006; scaled here by the errors of the scored period.
+        """
+        scaled: Float64 = self.mae(forecaster) / self.mae(NAIVE)[0]
+        return scaled
+
+    def wape(self, forecaster: str) -> Float64:
+        """(G,) sum of absolute errors over the sum of magnitudes."""
+        return _ratio(self.absolute[self.forecasters.index(forecaster)], self.magnitude)
+
+    def wql(self) -> Float64:
+        """(G,) weighted quantile loss: twice the mean pinball loss over the mean magnitude."""
+        return _ratio(2 * self.pinball.mean(axis=1), self.magnitude)
+
+    def coverage(self) -> dict[float, float]:
+        """Nominal coverage -> share of truths inside, over all horizons."""
+        total = self.count.sum()
+        levels = central_intervals(self.levels)
+        return {
+            level: float(self.covered[i].sum() / total) if total else float("nan")
+            for i, level in enumerate(levels)
+        }
+
+    def skill(self, against: str = NAIVE) -> float:
+        """1 - MAE of what was published over MAE of `against`, over all horizons."""
+        base = self.absolute[self.forecasters.index(against)].sum()
+        return float(1 - self.absolute[0].sum() / base) if base else float("nan")
+
+
+def _ratio(numerator: Float64, denominator: Float64) -> Float64:
+    out: Float64 = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
+    np.divide(numerator, denominator, out=out, where=denominator > 0)
+    return out

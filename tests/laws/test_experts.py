@@ -1,0 +1,310 @@
+"""Laws: of every expert; that fusing them pays; that calibrated quantiles cover."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from numpy.typing import NDArray
+
+from stream_forecaster.calendar import Calendar
+from stream_forecaster.calibration import Calibration
+from stream_forecaster.config import Resolution
+from stream_forecaster.experts import Expert, pool
+from stream_forecaster.fusion import Fusion, fuse
+from stream_forecaster.keys import KeyTable
+from stream_forecaster.windows import Window
+
+Float64 = NDArray[np.float64]
+
+_KEYS = 4
+_HORIZON = 5
+_AHEAD = np.arange(1, _HORIZON + 1)
+_FIRST = 29_455_200  # a minute of January 2026
+_NAMES = (
+    "last_value",
+    "moving_average",
+    "ewma_fast",
+    "ewma_medium",
+    "ewma_slow",
+    "seasonal_day",
+    "seasonal_week",
+    "population",
+)
+
+experts = pytest.mark.parametrize("name", _NAMES)
+a_few = settings(max_examples=15)  # of each law, for each of eight experts
+_values = npst.arrays(
+    np.float64,
+    st.tuples(st.integers(0, 12), st.just(_KEYS)),
+    elements=st.one_of(st.just(np.nan), st.floats(-1e15, 1e15)),
+)
+
+
+class Stream:
+    """One expert beside its window, told a stream of means (so that buckets may be missing)."""
+
+    def __init__(self, name: str) -> None:
+        self.table, calendar = KeyTable(), Calendar("UTC")
+        resolution = Resolution(step="1m", context=6, horizon=_HORIZON)
+        self.window = Window(self.table, calendar, resolution, open_span_ms=1, is_mean=True)
+        self.window.begin(_FIRST * 60_000)
+        everyone = pool(self.table, calendar, self.window, resolution)
+        assert tuple(expert.name for expert in everyone) == _NAMES
+        self.expert: Expert = everyone[_NAMES.index(name)]
+        self.keys = [b"%d" % i for i in range(_KEYS)]
+        self.table.intern(self.keys, np.zeros(_KEYS, np.int64))
+
+    def tell(self, values: Float64) -> Float64:
+        """Close one bucket after another, of values (N, K); what is forecast then (K, H)."""
+        for row in values:
+            self.tell_one(row)
+        return self.forecast()
+
+    def tell_one(self, row: Float64) -> None:
+        """Close one bucket of values (K,)."""
+        slots = np.flatnonzero(~np.isnan(row))
+        time_ms = np.full(len(slots), self.window.closed * 60_000)
+        self.window.absorb(slots, time_ms, row[slots])
+        index = self.window.closed
+        closed = self.window.close()
+        before = closed.copy()
+        self.expert.learn(index, closed)
+        np.testing.assert_array_equal(closed, before)
+
+    def forecast(self) -> Float64:
+        """(K, H) for all keys."""
+        said = self.expert.predict(np.s_[:], self.window.closed - 1, _AHEAD)
+        assert said.dtype == np.float64
+        assert said.shape in {(_KEYS, 1), (_KEYS, _HORIZON)}
+        return np.broadcast_to(said, (_KEYS, _HORIZON))
+
+
+@experts
+@a_few
+@given(values=_values)
+def test_forecasts_are_finite_or_no_opinion(name: str, values: Float64) -> None:
+    """Of the right shape, whatever was learned, and learning leaves its input as it was."""
+    assert not np.isinf(Stream(name).tell(values)).any()
+
+
+@experts
+@a_few
+@given(values=_values)
+def test_forecasting_changes_nothing(name: str, values: Float64) -> None:
+    """Asked twice, an expert says the same, and learns the same afterwards."""
+    asked, left_alone = Stream(name), Stream(name)
+    for row in values:
+        asked.tell_one(row)
+        left_alone.tell_one(row)
+        np.testing.assert_array_equal(asked.forecast(), asked.forecast())
+    np.testing.assert_array_equal(asked.forecast(), left_alone.forecast())
+
+
+@experts
+@a_few
+@given(values=_values, slots=st.permutations(range(_KEYS)))
+def test_a_key_is_forecast_alike_alone_and_among_others(
+    name: str, values: Float64, slots: list[int]
+) -> None:
+    """Which keys are asked for together does not matter."""
+    stream = Stream(name)
+    together = stream.tell(values)
+    index = stream.window.closed - 1
+    picked = np.array(slots[:2])
+    said = stream.expert.predict(picked, index, _AHEAD)
+    np.testing.assert_array_equal(np.broadcast_to(said, (2, _HORIZON)), together[picked])
+
+
+@experts
+def test_an_expert_is_honest_when_cold(name: str) -> None:
+    """Before a key's first value it has no opinion; only the population speaks for a newcomer."""
+    stream = Stream(name)
+    values = np.tile([3.0, 3.0, np.nan, np.nan], (20, 1))
+    said = stream.tell(values)
+    newcomers = said[2:]
+    if name == "population":
+        np.testing.assert_allclose(newcomers, 3.0, rtol=0.1)
+    else:
+        assert np.isnan(newcomers).all()
+
+
+@experts
+@a_few
+@given(
+    level=st.floats(-1e6, 1e6),
+    buckets=st.integers(1, 30),
+)
+def test_a_constant_is_forecast_as_itself(name: str, level: float, buckets: int) -> None:
+    """From the first bucket on, to single precision, by all who have an opinion."""
+    said = Stream(name).tell(np.full((buckets, _KEYS), level))
+    known = said[~np.isnan(said)]
+    np.testing.assert_allclose(known, level, rtol=1e-5, atol=1e-6)
+
+
+@experts
+def test_memory_does_not_grow_with_time(name: str) -> None:
+    """Neither the columns nor what is kept of the population."""
+    stream, rng = Stream(name), np.random.default_rng(0)
+
+    def size() -> int:
+        kept = sum(array.nbytes for array in stream.expert.arrays().values())
+        return stream.table.nbytes + kept
+
+    stream.tell(rng.normal(size=(10, _KEYS)))
+    before = size()
+    stream.tell(rng.normal(size=(500, _KEYS)))
+    assert size() == before
+
+
+@experts
+@a_few
+@given(values=_values, more=_values)
+def test_a_restored_expert_goes_on(name: str, values: Float64, more: Float64) -> None:
+    """From the key table and its own arrays."""
+    gone_on, restored = Stream(name), Stream(name)
+    gone_on.tell(values)
+    restored.table.restore({k: v.copy() for k, v in gone_on.table.arrays().items()})
+    restored.window.restore(gone_on.window.arrays())
+    restored.expert.restore({k: v.copy() for k, v in gone_on.expert.arrays().items()})
+    np.testing.assert_array_equal(restored.tell(more), gone_on.tell(more))
+
+
+@experts
+@a_few
+@given(values=_values)
+def test_a_slot_keeps_nothing_of_its_last_key(name: str, values: Float64) -> None:
+    """Who comes into a freed row is forecast as any newcomer."""
+    stream = Stream(name)
+    stream.tell(values)
+    stream.table.forget(b"2")
+    slot = stream.table.intern([b"newcomer"], np.array([0]))
+    never_used = stream.table.intern([b"other"], np.array([0]))
+    index = stream.window.closed - 1
+    said, expected = (stream.expert.predict(s, index, _AHEAD) for s in (slot, never_used))
+    np.testing.assert_array_equal(said, expected)
+
+
+# -- fusion ------------------------------------------------------------------------------------
+
+
+def _fuse_along(noise: Float64, keys: int, seed: int) -> tuple[Float64, Float64]:
+    """Fuse experts who are wrong by `noise` (N, M) standard deviations of the truth.
+
+    Returns mean squared errors by bucket: the experts' (N, M) and the fused forecast's (N,).
+    """
+    rng, (buckets, m) = np.random.default_rng(seed), noise.shape
+    table = KeyTable()
+    slots = table.intern([b"%d" % i for i in range(keys)], np.zeros(keys, np.int64))
+    fusion = Fusion(table, "p", m, 1)
+    single, fused = np.empty((buckets, m)), np.empty(buckets)
+    for n in range(buckets):
+        truth = rng.normal(size=keys)
+        said = noise[n, :, None] * rng.normal(size=(m, keys))
+        path = fuse(list(said[:, :, None]), fusion.weights(slots))[:, 0]
+        losses = (said - truth) ** 2
+        fusion.learn(0, slots, losses)
+        single[n], fused[n] = losses.mean(axis=1), np.mean((path - truth) ** 2)
+    return single, fused
+
+
+@pytest.mark.parametrize("keys", [1, 20])
+@pytest.mark.parametrize(
+    "noise", [(0.1, 0.5, 1.0), (0.5, 0.5, 0.5), (0.3, 2.0, 5.0), (0.0, 0.2, 0.4, 9.0)]
+)
+def test_fusing_is_never_much_worse_than_the_best_expert(
+    noise: tuple[float, ...], keys: int
+) -> None:
+    """At most four per cent, learning included, over five hundred buckets of a steady stream."""
+    for seed in range(3):
+        single, fused = _fuse_along(np.tile(noise, (500, 1)), keys, seed)
+        assert fused.mean() <= 1.04 * single.mean(axis=0).min()
+
+
+def test_equally_good_experts_are_better_together() -> None:
+    """Their independent errors cancel."""
+    single, fused = _fuse_along(np.full((500, 3), 1.0), 5, 0)
+    assert fused.mean() < 0.9 * single.mean(axis=0).min()
+
+
+@pytest.mark.parametrize("keys", [1, 20])
+def test_fusion_turns_when_another_expert_becomes_the_best(keys: int) -> None:
+    """A hundred buckets after the best two have changed places it is within a tenth of the new."""
+    noise = np.concatenate([np.tile([0.1, 2.0], (400, 1)), np.tile([2.0, 0.1], (250, 1))])
+    for seed in range(3):
+        single, fused = _fuse_along(noise, keys, seed)
+        assert fused[510:].mean() <= 1.1 * single[510:, 1].mean()
+
+
+def test_a_silent_expert_does_no_harm() -> None:
+    """It counts as the worst in what it did not say, and has no part in what the others say."""
+    table = KeyTable()
+    slots = table.intern([b"ann"], np.array([0]))
+    fusion = Fusion(table, "p", 3, 1)
+    for _ in range(50):
+        fusion.learn(0, slots, np.array([[1.0], [np.nan], [1.2]]))
+    weights = fusion.weights(slots)
+    assert weights[1, 0, 0] <= weights[2, 0, 0] + 1e-9
+    path = fuse([np.array([[4.0]]), np.array([[np.nan]]), np.array([[4.0]])], weights)
+    np.testing.assert_allclose(path, 4.0)
+
+
+# -- calibration -------------------------------------------------------------------------------
+
+_LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
+Draw = Callable[[np.random.Generator, Float64], NDArray[np.floating[Any]]]
+
+_DRAWS: dict[str, tuple[Draw, Float64, bool]] = {
+    "normal": (lambda rng, mean: rng.normal(mean, 3.0), np.full(20, 50.0), False),
+    "normal, of all widths": (
+        lambda rng, mean: rng.normal(mean, mean),
+        np.arange(1.0, 21.0),
+        False,
+    ),
+    "skewed": (lambda rng, mean: rng.exponential(mean), np.full(20, 50.0), False),
+    "one key": (lambda rng, mean: rng.normal(mean, 3.0), np.full(1, 50.0), False),
+    "large counts": (lambda rng, mean: rng.poisson(mean) + 0.0, np.full(20, 400.0), True),
+    "small counts": (lambda rng, mean: rng.poisson(mean) + 0.0, np.full(20, 5.0), True),
+    "sparse counts": (lambda rng, mean: rng.poisson(mean) + 0.0, np.full(20, 0.3), True),
+    "bursty counts": (
+        lambda rng, mean: rng.negative_binomial(1, 1 / (1 + mean)) + 0.0,
+        np.geomspace(0.5, 50.0, 20),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", _DRAWS)
+def test_quantiles_cover_as_they_say(kind: str) -> None:
+    """Each level within 3 %, and the 80 % and 95 % intervals within 2 %, after 300 buckets.
+
+    Of counts a share `level` lies at or below a quantile, and at most so much strictly below it:
+    nothing closer can be asked of whole numbers.
+    """
+    draw, mean, is_count = _DRAWS[kind]
+    rng, keys = np.random.default_rng(0), len(mean)
+    table = KeyTable()
+    slots = table.intern([b"%d" % i for i in range(keys)], np.zeros(keys, np.int64))
+    calibration = Calibration(table, "p", _LEVELS, 1, is_count=is_count)
+    path, spread = mean[:, None], np.full(keys, 1.0)
+    below, at_or_below, covered = [], [], []
+    for bucket in range(1300):
+        truth = draw(rng, mean).astype(np.float64)
+        quantiles = calibration.quantiles(slots, path, spread, np.array([0]))[:, 0]
+        if bucket >= 300:
+            below.append((truth[:, None] < quantiles).mean(axis=0))
+            at_or_below.append((truth[:, None] <= quantiles).mean(axis=0))
+            inside = (quantiles[:, :2] <= truth[:, None]) & (truth[:, None] <= quantiles[:, :-3:-1])
+            covered.append(inside.mean(axis=0))
+        unit = calibration.unit(path, spread[:, None])[:, 0]
+        calibration.learn(0, slots, truth - mean, unit)
+    levels = np.array(_LEVELS)
+    assert (np.mean(below, axis=0) <= levels + 0.03).all()
+    assert (np.mean(at_or_below, axis=0) >= levels - 0.03).all()
+    ninety_five, eighty = np.mean(covered, axis=0)
+    assert ninety_five >= 0.93
+    assert eighty >= 0.78
+    assert is_count or max(ninety_five - 0.95, eighty - 0.8) <= 0.02

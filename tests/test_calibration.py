@@ -1,0 +1,117 @@
+"""Calibration: what holds of all quantiles. Coverage is in `laws/test_experts.py`."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_forecaster.calibration import Calibration
+from stream_forecaster.keys import KeyTable
+
+LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
+_K, _G = 3, 2
+
+_residuals = st.lists(
+    st.tuples(
+        st.integers(0, _G - 1),
+        st.dictionaries(st.integers(0, _K - 1), st.floats(-1e9, 1e9), max_size=_K),
+    ),
+    max_size=25,
+)
+Residuals = list[tuple[int, dict[int, float]]]
+
+
+def _calibration(*, is_count: bool) -> Calibration:
+    table = KeyTable()
+    table.intern([b"%d" % i for i in range(_K)], np.zeros(_K, np.int64))
+    return Calibration(table, "p", LEVELS, _G, is_count=is_count)
+
+
+def _taught(residuals: Residuals, *, is_count: bool) -> Calibration:
+    calibration = _calibration(is_count=is_count)
+    for bucket, by_slot in residuals:
+        slots = np.array(sorted(by_slot), np.int64)
+        values = np.array([by_slot[slot] for slot in sorted(by_slot)])
+        calibration.learn(bucket, slots, values, np.ones(len(slots)))
+    return calibration
+
+
+@given(residuals=_residuals, is_count=st.booleans(), path=st.floats(0, 1e9))
+def test_quantiles_ascend_and_are_finite(
+    residuals: Residuals, path: float, *, is_count: bool
+) -> None:
+    """Whatever landed, for every key and horizon; counts are not negative."""
+    calibration = _taught(residuals, is_count=is_count)
+    paths = np.full((_K, _G), path)
+    quantiles = calibration.quantiles(np.s_[:], paths, np.full(_K, 2.0), np.arange(_G))
+    assert quantiles.shape == (_K, _G, len(LEVELS))
+    assert np.isfinite(quantiles).all()
+    assert (np.diff(quantiles, axis=2) >= 0).all()
+    assert not is_count or (quantiles >= 0).all()
+
+
+def test_it_begins_as_a_normal_distribution() -> None:
+    """Of mean absolute error one unit, around the path."""
+    calibration = _calibration(is_count=False)
+    quantiles = calibration.quantiles(
+        np.s_[:1], np.array([[10.0]]), np.array([2.0]), np.array([0])
+    )[0, 0]
+    # of a normal distribution whose mean absolute value is 2
+    sigma = 2 * np.sqrt(np.pi / 2)
+    np.testing.assert_allclose(
+        quantiles,
+        10 + sigma * np.array([-1.959964, -1.281552, -0.674490, 0.0, 0.674490, 1.281552, 1.959964]),
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("path", [0.0, 0.5, 100.0])
+def test_a_count_is_as_wide_as_its_level_makes_it(path: float) -> None:
+    """Whatever its spread so far: the unit is that of a Poisson variable."""
+    calibration = _calibration(is_count=True)
+    paths = np.array([[path]])
+    narrow, wide = (calibration.unit(paths, np.array([[spread]])) for spread in (0.1, 9.0))
+    assert narrow == wide
+    assert narrow[0, 0] == pytest.approx(np.sqrt(path), abs=0.25)
+
+
+def test_a_keys_own_errors_make_its_intervals() -> None:
+    """A noisy key's are wide and a quiet one's narrow; a newcomer's are everyone's."""
+    calibration, rng = _calibration(is_count=False), np.random.default_rng(0)
+    for _ in range(300):
+        residual = rng.normal(0, [1.0, 10.0])
+        calibration.learn(0, np.array([0, 1]), residual, np.ones(2))
+    quiet, noisy, newcomer = calibration.expected_error(
+        np.s_[:], np.zeros((3, 1)), np.ones(3), np.array([0])
+    )[:, 0]
+    assert 3 < noisy / quiet <= 10
+    assert quiet < newcomer < noisy
+
+
+def test_horizons_are_calibrated_apart() -> None:
+    """What lands far ahead widens the far intervals only."""
+    calibration = _calibration(is_count=False)
+    before = calibration.expected_error(np.s_[:], np.zeros((3, 2)), np.ones(3), np.arange(2))
+    for sign in (1.0, -1.0) * 20:
+        calibration.learn(1, np.arange(3), np.full(3, 50.0 * sign), np.ones(3))
+    after = calibration.expected_error(np.s_[:], np.zeros((3, 2)), np.ones(3), np.arange(2))
+    assert (after[:, 0] == before[:, 0]).all()
+    assert (after[:, 1] > 5 * before[:, 1]).all()
+
+
+def test_one_burst_does_not_blow_up_the_widths() -> None:
+    """A residual counts for at most a hundred units."""
+    calibration = _calibration(is_count=False)
+    calibration.learn(0, np.array([0]), np.array([1e12]), np.ones(1))
+    error = calibration.expected_error(np.s_[:1], np.zeros((1, 1)), np.ones(1), np.array([0]))
+    assert error[0, 0] <= 100
+
+
+@given(residuals=_residuals)
+def test_a_restored_calibration_says_the_same(residuals: Residuals) -> None:
+    """Given the key table that the checkpoint holds beside it."""
+    calibration, restored = _taught(residuals, is_count=False), _calibration(is_count=False)
+    restored._table.restore(calibration._table.arrays())
+    restored.restore(calibration.arrays())
+    asked = np.s_[:], np.ones((_K, _G)), np.ones(_K), np.arange(_G)
+    np.testing.assert_array_equal(restored.quantiles(*asked), calibration.quantiles(*asked))

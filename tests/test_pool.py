@@ -1,0 +1,227 @@
+"""One resolution: what was said comes due at the right bucket, and is scored as it was said."""
+
+import math
+from collections import defaultdict
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from streams import settings
+
+from stream_forecaster.calendar import Calendar
+from stream_forecaster.config import Settings, parse
+from stream_forecaster.keys import KeyTable
+from stream_forecaster.pool import Pool, representative_horizons
+from stream_forecaster.scoring import NAIVE, PUBLISHED, Score
+
+_MINUTE_MS = 60_000
+_FIRST = 29_455_200  # a minute of January 2026
+
+
+class Alone:
+    """The finest resolution of `settings`, without the shard around it."""
+
+    def __init__(self, config: Settings) -> None:
+        self.table, self.config = KeyTable(), config
+        self.pool = Pool(self.table, Calendar("UTC"), config.resolutions[0], config)
+        self.pool.window.begin(_FIRST * _MINUTE_MS)
+
+    def tell(self, values: dict[str, float]) -> Score:
+        """Close a bucket with one event of each key; what landed then."""
+        time_ms = np.full(len(values), self.pool.window.closed * _MINUTE_MS)
+        slots = self.table.intern([key.encode() for key in values], time_ms)
+        self.pool.window.absorb(slots, time_ms, np.array(list(values.values()), np.float64))
+        score, _ = self.pool.close()
+        return score
+
+    def slot(self, key: str) -> NDArray[np.int64]:
+        """A key's slot (1,)."""
+        return np.array([self.table.slot(key.encode())])
+
+
+_streams = st.lists(
+    st.dictionaries(st.sampled_from(["ann", "bob", "cyd"]), st.integers(-50, 50)),
+    min_size=1,
+    max_size=25,
+)
+aggregates = st.sampled_from(["sum", "mean"])
+
+
+def _values(stream: list[dict[str, int]], aggregate: str) -> dict[str, list[float | None]]:
+    """Key -> value of each bucket; None before its first event, or where a mean has no events."""
+    out: dict[str, list[float | None]] = {}
+    for t, events in enumerate(stream):
+        for key in events:
+            out.setdefault(key, [None] * t)
+        for key, column in out.items():
+            silent = None if aggregate == "mean" else 0.0
+            column.append(float(events[key]) if key in events else silent)
+    return out
+
+
+@given(stream=_streams, aggregate=aggregates)
+def test_the_last_value_errs_by_what_the_stream_moved(
+    stream: list[dict[str, int]], aggregate: str
+) -> None:
+    """At horizon h its errors are |y[t] - y[t - h]|, by hand, over all keys and buckets."""
+    alone = Alone(settings(aggregate))
+    horizons = alone.pool.no_score().horizons
+    values = _values(stream, aggregate)
+    for t, events in enumerate(stream):
+        score = alone.tell({key: float(value) for key, value in events.items()})
+        for g, h in enumerate(horizons):
+            errors = []
+            for column in values.values():
+                truth, past = column[t], [v for v in column[: max(0, t - h + 1)] if v is not None]
+                if truth is not None and past:
+                    errors.append(abs(truth - past[-1]))
+            assert score.count[g] == len(errors)
+            assert score.absolute[score.forecasters.index(NAIVE), g] == sum(errors)
+
+
+@given(stream=_streams, aggregate=aggregates)
+def test_what_is_scored_is_what_was_published(stream: list[dict[str, int]], aggregate: str) -> None:
+    """Keep every path in a list, and score it by hand when its time comes."""
+    alone = Alone(settings(aggregate))
+    values, horizons = _values(stream, aggregate), alone.pool.no_score().horizons
+    levels = alone.config.output.quantiles
+    said: dict[tuple[str, int], tuple[Any, Any]] = {}
+    for t, events in enumerate(stream):
+        score = alone.tell({key: float(value) for key, value in events.items()})
+        for g, h in enumerate(horizons):
+            expected: dict[str, float] = defaultdict(float)
+            for key, column in values.items():
+                truth = column[t]
+                if truth is None or (key, t - h) not in said:
+                    continue
+                mean, quantiles = said[key, t - h]
+                expected["count"] += 1
+                expected["absolute"] += abs(truth - mean[h - 1])
+                expected["pinball"] += sum(
+                    max(level * (truth - q), (level - 1) * (truth - q))
+                    for q, level in zip(quantiles[h - 1], levels, strict=True)
+                )
+            assert score.count[g] == expected["count"]
+            ours = score.absolute[score.forecasters.index(PUBLISHED), g]
+            assert ours == pytest.approx(expected["absolute"], rel=1e-5, abs=1e-4)
+            assert score.pinball[g].sum() == pytest.approx(expected["pinball"], rel=1e-5, abs=1e-4)
+        for key in values:
+            if alone.table.slot(key.encode()) is not None:
+                paths = alone.pool.paths(alone.slot(key))
+                said[key, t] = paths.mean[0], paths.quantiles[0]
+
+
+@given(stream=_streams, aggregate=aggregates)
+def test_paths_are_fit_to_publish(stream: list[dict[str, int]], aggregate: str) -> None:
+    """Finite, ascending, with weights of those who spoke that sum to one."""
+    alone = Alone(settings(aggregate))
+    for events in stream:
+        alone.tell({key: float(value) for key, value in events.items()})
+        paths = alone.pool.paths(np.flatnonzero(alone.table.live))
+        assert np.isfinite(paths.mean).all()
+        assert np.isfinite(paths.quantiles).all()
+        assert (np.diff(paths.quantiles, axis=2) >= 0).all()
+        np.testing.assert_allclose(paths.weights.sum(axis=1), 1.0)
+        assert paths.start_ms == alone.pool.window.closed * _MINUTE_MS
+
+
+def test_only_the_population_speaks_for_a_newcomer() -> None:
+    """The others have no opinion, and so no weight in the message."""
+    alone = Alone(settings())
+    for _ in range(20):
+        alone.tell({"ann": 1.0})
+    newcomer = alone.table.intern([b"newcomer"], np.array([0]))
+    weights = dict(zip(alone.pool.experts, alone.pool.paths(newcomer).weights[0], strict=True))
+    assert weights.pop("population") == pytest.approx(1.0)
+    assert all(weight == 0 for weight in weights.values())
+
+
+def test_a_constant_stream_is_forecast_as_that_constant() -> None:
+    """From its first closed bucket on."""
+    alone = Alone(settings("sum"))
+    for _ in range(30):
+        alone.tell({"ann": 7.0})
+        np.testing.assert_allclose(alone.pool.paths(alone.slot("ann")).mean, 7.0, rtol=1e-5)
+
+
+def test_nothing_lands_across_a_silence() -> None:
+    """What was said before a skip is not scored after it."""
+    alone = Alone(settings())
+    for _ in range(10):
+        alone.tell({"ann": 1.0})
+    alone.pool.skip(alone.pool.window.closed + 1000)
+    score, _ = alone.pool.close()
+    assert not score.count.any()
+
+
+def test_a_slot_is_not_judged_by_what_was_said_of_its_last_key() -> None:
+    """Nor by what was said while it was free."""
+    alone = Alone(settings())
+    for _ in range(5):
+        alone.tell({"gone": 1.0, "there": 1.0})
+    alone.table.forget(b"gone")
+    for _ in range(5):
+        alone.tell({"there": 1.0})
+    assert alone.tell({"there": 1.0, "new": 1.0}).count.tolist() == [1, 1, 1]
+    assert alone.slot("new") == [0]
+
+
+def test_a_forecast_moves_by_a_tenth_of_its_error() -> None:
+    """Newcomers count as moved, steady keys do not, a jump does."""
+    alone = Alone(settings("sum"))
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        alone.tell({"ann": 10.0 + rng.normal()})
+    ann = alone.slot("ann")
+    assert alone.pool.moved()[ann]
+    alone.pool.mark_sent(ann)
+    assert not alone.pool.moved()[ann]
+    alone.tell({"ann": 40.0})
+    assert alone.pool.moved()[ann]
+
+
+def test_a_drift_lasts_sixty_buckets() -> None:
+    """From its detection on, the resolution says that it drifts; then it is stable again."""
+    config = parse({"resolutions": [{"step": "1m", "context": 5, "horizon": 1}]})
+    alone, rng = Alone(config), np.random.default_rng(0)
+    keys = [f"k{i}" for i in range(20)]
+
+    def close(level: float) -> bool:
+        time_ms = np.full(20, alone.pool.window.closed * _MINUTE_MS)
+        slots = alone.table.intern([key.encode() for key in keys], time_ms)
+        alone.pool.window.absorb(slots, time_ms, np.where(rng.random(20) < 0.5, level, 0.0))
+        return alone.pool.close()[1]
+
+    assert not any(close(10.0) for _ in range(200))
+    assert not alone.pool.drifting
+    assert any(close(2_000.0) for _ in range(60))
+    lasted = 0
+    while alone.pool.drifting:
+        lasted += 1
+        assert not close(0.0)
+    assert lasted == 60
+
+
+@given(horizon=st.integers(1, 1000))
+def test_horizon_buckets_cover_the_horizon(horizon: int) -> None:
+    """Each is up to twice as far as the one before; the last is the end."""
+    horizons = representative_horizons(horizon).tolist()
+    assert horizons[0] == 1
+    assert horizons[-1] == horizon
+    assert all(a < b <= 2 * a for a, b in pairwise(horizons))
+
+
+def test_quality_is_of_the_key() -> None:
+    """Skill and coverage of one step ahead; NaN before anything has landed."""
+    alone, rng = Alone(settings("sum")), np.random.default_rng(0)
+    alone.tell({"ann": 1.0})
+    assert all(math.isnan(float(q[0])) for q in alone.pool.quality(alone.slot("ann")))
+    for _ in range(300):
+        alone.tell({"ann": rng.normal(10.0, 3.0), "bob": rng.normal(0.0, 1.0)})
+    skill, coverage = alone.pool.quality(alone.slot("ann"))
+    assert 0.1 < skill[0] < 0.5  # a mean errs by 1 / sqrt(2) of what the last value errs by
+    assert 0.65 < coverage[0] < 0.95
