@@ -1,0 +1,138 @@
+"""Checkpoints: a shard as bytes, with the offset of the next record to read.
+
+    ┌───────┬─────────┬────────┬────────────────────────────────────────────────┐
+    │ magic │ version │ crc32  │ safetensors: header (as metadata) and arrays   │
+    └───────┴─────────┴────────┴────────────────────────────────────────────────┘
+        4        4        4        the checksum covers all but itself, in every version
+
+State and offset are one object, so they cannot disagree. Nothing is ever unpickled. The settings
+that forecasts depend on are in the header: a checkpoint of other settings is refused, with what
+differs.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from stream_forecaster.errors import CheckpointCorrupt, CheckpointMismatch
+
+VERSION = 1
+_MAGIC = b"SFCP"
+_HEAD = struct.Struct(">4sII")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All of a shard.
+
+    Attributes:
+        partition: the input partition.
+        offset: the next record to read.
+        log_id: of which log; another one may have the same name. Empty: not known.
+        settings: `Settings.determining()` of the process that made it.
+        arrays: the state, by name.
+    """
+
+    partition: int
+    offset: int
+    log_id: str
+    settings: dict[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+
+    def require(self, settings: dict[str, Any]) -> None:
+        """Check that the checkpoint was made under the same settings.
+
+        Raises:
+            CheckpointMismatch: it was not; says which differ.
+        """
+        differing = list(_differences(self.settings, settings))
+        if differing:
+            raise CheckpointMismatch(
+                f"the checkpoint of partition {self.partition} at offset {self.offset} was made "
+                f"with other settings: {'; '.join(differing)}. Restore those settings, or use a "
+                "new kafka.group_id or state.checkpoint_url, or start afresh with --cold-start."
+            )
+
+
+class Store(Protocol):
+    """The seam to where checkpoints are kept, as opaque bytes."""
+
+    def save(self, partition: int, offset: int, data: bytes) -> None:
+        """Keep `data`, whole or not at all. Called only after a commit that covers `offset`.
+
+        Raises:
+            StoreUnusable: it could not be written; what was kept before is untouched.
+        """
+        ...
+
+    def offsets(self, partition: int) -> list[int]:
+        """The offsets kept for a partition, newest first."""
+        ...
+
+    def load(self, partition: int, offset: int) -> bytes:
+        """What was saved for `offset`.
+
+        Raises:
+            StoreUnusable: it could not be read.
+        """
+        ...
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    """The checkpoint as bytes; one copy of the arrays."""
+    header = {
+        "partition": checkpoint.partition,
+        "offset": checkpoint.offset,
+        "log_id": checkpoint.log_id,
+        "settings": checkpoint.settings,
+    }
+    metadata = {"header": json.dumps(header)}
+    body = safetensors.numpy.save(dict(checkpoint.arrays), metadata=metadata)
+    return _HEAD.pack(_MAGIC, VERSION, _checksum(VERSION, body)) + body
+
+
+def decode(data: bytes) -> Checkpoint:
+    """The checkpoint in `data`.
+
+    Raises:
+        CheckpointCorrupt: truncated, altered, or not a checkpoint at all.
+        CheckpointMismatch: of a format this version does not know.
+    """
+    if len(data) < _HEAD.size or not data.startswith(_MAGIC):
+        raise CheckpointCorrupt(f"not a checkpoint: {len(data)} bytes begin with {data[:4]!r}")
+    _, version, checksum = _HEAD.unpack_from(data)
+    body = data[_HEAD.size :]
+    if _checksum(version, body) != checksum:
+        raise CheckpointCorrupt(f"checksum mismatch in a checkpoint of {len(data)} bytes")
+    if version != VERSION:
+        raise CheckpointMismatch(f"checkpoint format {version}; this version reads {VERSION}")
+    try:
+        arrays = safetensors.numpy.load(body)
+        size = int.from_bytes(body[:8], "little")
+        header = json.loads(json.loads(body[8 : 8 + size])["__metadata__"]["header"])
+        return Checkpoint(
+            header["partition"], header["offset"], header["log_id"], header["settings"], arrays
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointCorrupt(
+            f"a checkpoint with a valid checksum does not parse: {error}"
+        ) from None
+
+
+def _checksum(version: int, body: bytes) -> int:
+    return zlib.crc32(body, version)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Any:  # noqa: ANN401  (walks JSON)
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))
+    elif old != new:
+        yield f"{path} was {old!r} and is {new!r}"

@@ -1,0 +1,298 @@
+"""The shard: all state of one input partition, and the one function that moves it on.
+
+Theory of operation. A shard is told records and nothing else: no clock, no I/O, no randomness that
+is not seeded. `advance` decodes them and walks through event time:
+
+    records ──▶ events ──▶ cut at hops ──▶ per hop: absorb · close · score · learn · forecast
+                   └▶ rejects (with those that come too late)
+
+The *watermark* is the greatest event time seen less the allowed lateness; it never retreats. A
+*hop* is due when it passes a boundary of the finest resolution:
+
+    event time   ───┬─────────┬─────────┬────▶       lateness
+    boundary       B0        B1        B2          ◀──────────┤
+                                   ▲ watermark                ▲ newest event
+
+Rules of residence:
+1. How records are grouped into calls does not matter, bit for bit. So lateness is judged per record
+   by the running maximum before it, and the events are cut where the watermark crosses a boundary:
+   the forecast of a hop sees exactly the records before the one that made it due.
+2. A jump over many boundaries closes every bucket but speaks once, at the last one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_forecaster.calendar import Calendar
+from stream_forecaster.checkpoint import Checkpoint
+from stream_forecaster.config import Settings
+from stream_forecaster.errors import CheckpointMismatch
+from stream_forecaster.events import EventDecoder, Events, Reason, Reject, reject
+from stream_forecaster.forecasts import Forecast, Intent
+from stream_forecaster.keys import KeyTable, nested, under
+from stream_forecaster.pool import Pool
+from stream_forecaster.records import Records
+from stream_forecaster.scoring import Score
+
+Int64 = NDArray[np.int64]
+
+_UNSEEN = np.iinfo(np.int64).min
+_SILENT_CONTEXTS = 5
+"""A silence is closed bucket by bucket for so many contexts; a longer one counts as that long."""
+_COLD_BUCKETS = 10
+"""A key with fewer closed buckets at the finest resolution is called a cold start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one `advance` yields.
+
+    Attributes:
+        forecasts: one per hop that had something to publish, in event-time order.
+        rejects: in offset order.
+        events: how many events were counted.
+        hops: how many hops were due.
+        scores: per resolution, what landed.
+        drifts: per resolution, how many drifts were detected.
+    """
+
+    forecasts: tuple[Forecast, ...]
+    rejects: tuple[Reject, ...]
+    events: int
+    hops: int
+    scores: tuple[Score, ...]
+    drifts: tuple[int, ...]
+
+
+class Shard:
+    """All state of one input partition.
+
+    Attributes:
+        partition: which.
+        offset: the next record to read.
+        calendar: the time zone's.
+    """
+
+    def __init__(self, settings: Settings, calendar: Calendar, partition: int, offset: int) -> None:
+        self.partition, self.offset = partition, offset
+        self._settings, self.calendar = settings, calendar
+        self._step_ms = settings.resolutions[0].step_ms
+        self._newest_ms = _UNSEEN
+        self._decode = EventDecoder(settings.input, calendar)
+        self._table = KeyTable()
+        self._table.add("observations", dtype=np.int64)
+        self._table.add("sent_ms", dtype=np.int64, fill=-1)
+        self._pools = tuple(
+            Pool(self._table, calendar, resolution, settings) for resolution in settings.resolutions
+        )
+
+    @property
+    def keys(self) -> int:
+        """How many keys are known."""
+        return len(self._table)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all per-key state, as allocated."""
+        return self._table.nbytes
+
+    @property
+    def watermark_ms(self) -> int | None:
+        """Event time up to which everything has been seen, epoch ms; None before any event."""
+        if self._newest_ms == _UNSEEN:
+            return None
+        return self._newest_ms - self._settings.input.allowed_lateness_ms
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """The resolutions' state, finest first; to look at, not to touch."""
+        return self._pools
+
+    @property
+    def table(self) -> KeyTable:
+        """The key table; to look at, not to touch."""
+        return self._table
+
+    def advance(self, records: Records, *, aloud: bool = True) -> Turn:
+        """Move on by `records`, which must follow the last ones.
+
+        Args:
+            records: the next records of this partition.
+            aloud: False during recovery: the same state, but the forecasts, which were published
+                before, are not made up again.
+
+        Raises:
+            ValueError: records of another partition, or before `offset` (a bug in the caller).
+        """
+        if records.partition != self.partition or (
+            len(records) and records.offset[0] < self.offset
+        ):
+            raise ValueError(f"records of partition {records.partition} before {self.offset}")
+        events, rejects = self._decode(records)
+        forecasts: list[Forecast] = []
+        scores = [pool.no_score() for pool in self._pools]
+        drifts, hops, counted = [0] * len(self._pools), 0, 0
+        for run, hop, row in self._cut(events, records, rejects):
+            counted += self._absorb(run)
+            if hop is None:
+                continue
+            hops += 1
+            hop_ms = int(self.calendar.start(hop, self._step_ms))
+            for i, pool in enumerate(self._pools):
+                for score, drifted in self._close(pool, hop_ms):
+                    scores[i] += score
+                    drifts[i] += drifted
+            ttl_ms = self._settings.state.key_ttl_ms
+            expired = tuple(self._table.expire(hop_ms - ttl_ms))
+            slots = self._to_publish(hop_ms)
+            if aloud and (len(slots) or expired):
+                offset = int(records.offset[row])
+                forecasts.append(self._forecast(slots, hop_ms, offset, expired))
+        self.offset = records.next_offset
+        rejects.sort(key=lambda rejected: rejected.offset)
+        return Turn(
+            tuple(forecasts),
+            tuple(rejects),
+            counted,
+            hops,
+            tuple(scores),
+            tuple(drifts),
+        )
+
+    def checkpoint(self, log_id: str = "") -> Checkpoint:
+        """The shard as it stands, of the log `log_id`; the arrays are copies."""
+        arrays = {
+            "newest_ms": np.array([self._newest_ms], np.int64),
+            **nested("table", self._table.arrays()),
+        }
+        for pool in self._pools:
+            arrays |= nested(f"pool.{pool.resolution.step_ms}", pool.arrays())
+        copies = {name: np.array(array) for name, array in arrays.items()}
+        settings = self._settings.determining()
+        return Checkpoint(self.partition, self.offset, log_id, settings, copies)
+
+    @classmethod
+    def restore(cls, settings: Settings, calendar: Calendar, checkpoint: Checkpoint) -> "Shard":
+        """The shard that `checkpoint` was taken of.
+
+        Raises:
+            CheckpointMismatch: it was made under other settings or by another version.
+        """
+        checkpoint.require(settings.determining())
+        shard = cls(settings, calendar, checkpoint.partition, checkpoint.offset)
+        try:
+            shard._newest_ms = int(checkpoint.arrays["newest_ms"][0])
+            shard._table.restore(under("table", checkpoint.arrays))
+            for pool in shard._pools:
+                pool.restore(under(f"pool.{pool.resolution.step_ms}", checkpoint.arrays))
+        except (KeyError, ValueError) as error:
+            raise CheckpointMismatch(
+                f"the checkpoint of partition {checkpoint.partition} at {checkpoint.offset} was "
+                f"made by another version ({error}): run that one, or use --cold-start."
+            ) from error
+        return shard
+
+    def _cut(
+        self, events: Events, records: Records, rejects: list[Reject]
+    ) -> Iterator[tuple[Events, int | None, int]]:
+        """Cut events into runs that end where a hop is due: (run, hop or None, the row behind it).
+
+        Late events are taken out and added to `rejects`.
+        """
+        if not len(events):
+            return
+        lateness_ms = self._settings.input.allowed_lateness_ms
+        if self._newest_ms == _UNSEEN:
+            self._newest_ms = int(events.time_ms[0])
+            for pool in self._pools:
+                pool.window.begin(self._newest_ms - lateness_ms)
+        newest = np.maximum.accumulate(np.concatenate([[self._newest_ms], events.time_ms]))
+        closed = self.calendar.index(newest - lateness_ms, self._step_ms)  # (N + 1,)
+        is_event = np.array([key is not None for key in events.key], np.bool_)
+        # A heartbeat that is behind, by a broker's clock set back, says nothing new: no reject.
+        late = is_event & (self.calendar.index(events.time_ms, self._step_ms) < closed[:-1])
+        for i in np.flatnonzero(late).tolist():
+            behind_s = (newest[i] - events.time_ms[i]) / 1000
+            detail = f"{behind_s:.0f} s behind the newest event, whose bucket is closed"
+            rejects.append(reject(records, int(events.row[i]), Reason.TOO_LATE, detail))
+        kept = is_event & ~late
+        self._newest_ms = int(newest[-1])
+        begin = 0
+        for i in np.flatnonzero(np.diff(closed)).tolist():
+            yield _take(events, begin, i, kept), int(closed[i + 1]), int(events.row[i])
+            begin = i
+        yield _take(events, begin, len(events), kept), None, -1
+
+    def _absorb(self, run: Events) -> int:
+        """Count events in; how many."""
+        if len(run):
+            slots = self._table.intern(run.key, run.time_ms)  # type: ignore[arg-type]  # no heartbeats left
+            np.add.at(self._table["observations"], slots, 1)
+            for pool in self._pools:
+                pool.window.absorb(slots, run.time_ms, run.value)
+        return len(run)
+
+    def _close(self, pool: Pool, hop_ms: int) -> Iterator[tuple[Score, bool]]:
+        """Close every bucket of one resolution that ends at or before the hop."""
+        window = pool.window
+        until = int(self.calendar.index(hop_ms, window.step_ms))
+        remembered = _SILENT_CONTEXTS * window.context
+        if until - window.closed > window.open + remembered:
+            # A silence beyond memory: what is open, then all at once, then what is remembered.
+            for _ in range(window.open):
+                yield pool.close()
+            pool.skip(until - remembered)
+        while window.closed < until:
+            yield pool.close()
+
+    def _to_publish(self, hop_ms: int) -> Int64:
+        """Slots to publish at this hop, and note that they are."""
+        due = self._table.live
+        if self._settings.output.publish == "changed":
+            # A reader must never be left with an expired forecast of a live key.
+            half_life_ms = self._step_ms * self._settings.resolutions[0].horizon // 2
+            changed = hop_ms - self._table["sent_ms"] >= half_life_ms
+            for pool in self._pools:
+                changed |= pool.moved()
+            due = due & changed
+        slots = np.flatnonzero(due)
+        self._table["sent_ms"][slots] = hop_ms
+        for pool in self._pools:
+            pool.mark_sent(slots)
+        return slots
+
+    def _forecast(
+        self, slots: Int64, hop_ms: int, offset: int, expired: tuple[bytes, ...]
+    ) -> Forecast:
+        fine = self._pools[0]
+        paths = tuple(pool.paths(slots) for pool in self._pools)
+        skill, coverage = fine.quality(slots)
+        age = fine.window.age(slots)
+        is_mean = self._settings.input.aggregate == "mean"
+        return Forecast(
+            self.partition,
+            offset,
+            hop_ms,
+            expired,
+            tuple(self._table.key(int(slot)) for slot in slots),
+            paths,
+            Intent.of(paths, fine.surprise(slots), is_mean=is_mean),
+            self._table["observations"][slots],
+            age < _COLD_BUCKETS,
+            age <= 0,
+            coverage,
+            skill,
+            fine.drifting,
+        )
+
+
+def _take(events: Events, i: int, j: int, kept: NDArray[np.bool_]) -> Events:
+    rows = np.flatnonzero(kept[i:j]) + i
+    key: Any = events.key
+    return Events(
+        events.row[rows], events.time_ms[rows], events.value[rows], [key[row] for row in rows]
+    )

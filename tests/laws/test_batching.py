@@ -1,0 +1,112 @@
+"""Law: how the log is cut into polls does not matter, bit for bit."""
+
+from functools import reduce
+from itertools import pairwise
+from operator import add
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from streams import (
+    START_MS,
+    Row,
+    aggregates,
+    block,
+    cuts,
+    event,
+    messages,
+    rows,
+    settings,
+    shard,
+)
+
+from stream_forecaster import checkpoint
+from stream_forecaster.config import Settings
+from stream_forecaster.shard import Shard, Turn
+
+
+def _advance(config: Settings, log: list[Row], edges: list[int]) -> tuple[Shard, list[Turn]]:
+    cut = shard(config)
+    return cut, [cut.advance(block(log, i, j)) for i, j in pairwise(edges)]
+
+
+@given(
+    log=rows(),
+    aggregate=aggregates,
+    publish=st.sampled_from(["every_hop", "changed"]),
+    data=st.data(),
+)
+def test_any_cutting_gives_the_same_state_and_output(
+    log: list[Row], aggregate: str, publish: str, data: st.DataObject
+) -> None:
+    """One poll or many: the same messages in the same order, the same rejects, the same bytes."""
+    config = settings(aggregate, publish)
+    whole, one = _advance(config, log, [0, len(log)])
+    parts, many = _advance(config, log, data.draw(cuts(len(log))))
+
+    assert messages(config, many) == messages(config, one)
+    assert [r for turn in many for r in turn.rejects] == [r for turn in one for r in turn.rejects]
+    assert sum(turn.events for turn in many) == sum(turn.events for turn in one)
+    assert checkpoint.encode(parts.checkpoint()) == checkpoint.encode(whole.checkpoint())
+
+
+@given(
+    values=st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=12),
+    aggregate=st.sampled_from(["sum", "mean"]),
+    data=st.data(),
+)
+def test_a_crowded_bucket_is_the_same_sum(
+    values: list[float], aggregate: str, data: st.DataObject
+) -> None:
+    """Many events of one key in one bucket: added one after another, wherever polls are cut."""
+    config = settings(aggregate)
+    log: list[Row] = [(None, event("ann", START_MS, value), START_MS) for value in values]
+    whole, _ = _advance(config, log, [0, len(log)])
+    parts, _ = _advance(config, log, data.draw(cuts(len(log))))
+
+    assert checkpoint.encode(parts.checkpoint()) == checkpoint.encode(whole.checkpoint())
+
+
+@given(log=rows(), data=st.data())
+def test_scores_add_up(log: list[Row], data: st.DataObject) -> None:
+    """The parts' scores sum to the whole's, up to the rounding of a sum in another order."""
+    config = settings()
+    _, one = _advance(config, log, [0, len(log)])
+    _, many = _advance(config, log, data.draw(cuts(len(log))))
+
+    for whole, *parts in zip(one[0].scores, *(turn.scores for turn in many), strict=True):
+        added = reduce(add, parts)
+        np.testing.assert_array_equal(added.count, whole.count)
+        np.testing.assert_allclose(added.absolute, whole.absolute, rtol=1e-9)
+        np.testing.assert_allclose(added.pinball, whole.pinball, rtol=1e-9)
+
+
+@given(log=rows(), data=st.data())
+def test_silence_leaves_the_same_state(log: list[Row], data: st.DataObject) -> None:
+    """Advancing in silence differs from speaking in nothing but the silence."""
+    config = settings(publish="changed")
+    loud, quiet = shard(config), shard(config)
+    middle = data.draw(st.integers(0, len(log)))
+
+    loud.advance(block(log, 0, middle))
+    muted = quiet.advance(block(log, 0, middle), aloud=False)
+
+    assert muted.forecasts == ()
+    after_loud, after_quiet = (s.advance(block(log, middle)) for s in (loud, quiet))
+    assert messages(config, [after_loud]) == messages(config, [after_quiet])
+
+
+@given(log=rows(), data=st.data())
+def test_a_checkpoint_is_the_shard(log: list[Row], data: st.DataObject) -> None:
+    """Going on from the bytes of a checkpoint is going on."""
+    config = settings("mean", publish="changed")
+    gone_on = shard(config)
+    middle = data.draw(st.integers(0, len(log)))
+
+    gone_on.advance(block(log, 0, middle))
+    saved = checkpoint.decode(checkpoint.encode(gone_on.checkpoint()))
+    restored = Shard.restore(config, gone_on.calendar, saved)
+
+    turns = [s.advance(block(log, middle)) for s in (gone_on, restored)]
+    assert messages(config, turns[:1]) == messages(config, turns[1:])
+    assert checkpoint.encode(gone_on.checkpoint()) == checkpoint.encode(restored.checkpoint())

@@ -1,0 +1,124 @@
+"""Streams for the laws: small settings, and logs with everything that can befall a log."""
+
+from collections.abc import Iterable, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from stream_forecaster.calendar import Calendar
+from stream_forecaster.config import Settings, parse
+from stream_forecaster.forecasts import Encoder
+from stream_forecaster.records import Message, Records
+from stream_forecaster.shard import Shard, Turn
+
+START_MS = 1_767_312_000_000  # 2026-01-02 00:00 UTC
+MINUTE_MS = 60_000
+
+_STEPS: list[dict[str, Any]] = [
+    {"step": "1m", "context": 5, "horizon": 3},
+    {"step": "5m", "context": 3, "horizon": 2},
+    {"step": "1h", "context": 2, "horizon": 1},
+]
+
+Row = tuple[bytes | None, bytes | None, int]
+"""Key, value and the broker's time of one record."""
+
+
+def settings(aggregate: str = "count", publish: str = "every_hop", ttl: str = "2h") -> Settings:
+    """Three resolutions small enough for every ring to wrap often."""
+    return parse(
+        {
+            "input": {
+                "aggregate": aggregate,
+                "value": "" if aggregate == "count" else "v",
+                "allowed_lateness": "90s",
+            },
+            "resolutions": _STEPS,
+            "output": {"publish": publish, "quantiles": [0.1, 0.5, 0.9]},
+            "state": {"key_ttl": ttl},
+            "kafka": {"commit_interval": "0s"},
+        }
+    )
+
+
+aggregates = st.sampled_from(["count", "sum", "mean"])
+
+_gaps_ms = st.one_of(
+    *[st.integers(0, 20_000)] * 8,
+    *[st.integers(0, 2 * MINUTE_MS)] * 6,
+    *[st.sampled_from([5 * MINUTE_MS, 70 * MINUTE_MS])] * 3,
+    st.just(26 * 60 * MINUTE_MS),  # beyond what a shard remembers; rare, since it is slow
+)
+_delays_ms = st.one_of(st.just(0), st.integers(0, 100_000), st.integers(0, 20 * MINUTE_MS))
+_users = st.sampled_from(["ann", "bob", "cyd", "dan", "é"])
+_values = st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: round(v, 3))
+_garbage = st.sampled_from([b"", b"{", b"[]", b'{"user_id":"ann"}', b'{"ts":1,"v":1}', b"\xff"])
+
+
+@st.composite
+def rows(draw: st.DrawFn, max_size: int = 60) -> list[Row]:
+    """A log: events out of order, late, repeated and far apart; heartbeats; garbage."""
+    now_ms = START_MS
+    log: list[Row] = []
+    kinds = st.sampled_from(["event"] * 12 + ["heartbeat", "garbage", "repeat"])
+    for kind in draw(st.lists(kinds, min_size=1, max_size=max_size)):
+        now_ms += draw(_gaps_ms)
+        if kind == "event":
+            user, time_ms = draw(_users), now_ms - draw(_delays_ms)
+            log.append((None, event(user, time_ms, draw(_values)), now_ms))
+        elif kind == "heartbeat":
+            log.append((None, None, now_ms))
+        elif kind == "garbage":
+            log.append((b"k", draw(_garbage), now_ms))
+        elif log:
+            log.append(log[-1])
+    return log
+
+
+def event(user: str, time_ms: int, value: float = 1.0) -> bytes:
+    """An event's bytes."""
+    return f'{{"user_id":"{user}","ts":{time_ms},"v":{value}}}'.encode()
+
+
+def block(log: Sequence[Row], begin: int = 0, end: int | None = None) -> Records:
+    """Rows `begin` to `end` of a log as one poll would bring them."""
+    end = len(log) if end is None else end
+    part = log[begin:end]
+    return Records(
+        0,
+        np.arange(begin, end),
+        np.array([time_ms for _, _, time_ms in part], np.int64),
+        [key for key, _, _ in part],
+        [value for _, value, _ in part],
+        end,
+    )
+
+
+def cuts(size: int) -> st.SearchStrategy[list[int]]:
+    """Where to cut a log of `size` records: from 0 to `size`, not descending."""
+    return st.lists(st.integers(0, size), max_size=8).map(lambda c: [0, *sorted(c), size])
+
+
+def shard(config: Settings) -> Shard:
+    """A shard that has seen nothing."""
+    return Shard(config, Calendar(config.input.timezone), 0, 0)
+
+
+def messages(config: Settings, turns: Iterable[Turn]) -> list[Message]:
+    """What turns publish to the output topic, in order."""
+    encoder = Encoder(config)
+    return [m for turn in turns for f in turn.forecasts for m in encoder.forecast(f)]
+
+
+def busy_log(size: int, seed: int = 0) -> list[Row]:
+    """A long plain log: `size` events of six users, about four a minute."""
+    rng = np.random.default_rng(seed)
+    times = START_MS + np.cumsum(rng.exponential(15_000, size)).astype(np.int64)
+    users = rng.choice(["ann", "bob", "cyd", "dan", "eve", "fay"], size)
+    levels = rng.gamma(2.0, 3.0, size)
+    return [
+        (None, event(str(user), int(time_ms), round(float(v), 3)), int(time_ms))
+        for _, time_ms, user, v in zip(count(), times, users, levels, strict=False)
+    ]

@@ -1,0 +1,142 @@
+"""Checkpoints as bytes: they come back whole, or not at all."""
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from streams import block, busy_log, settings, shard
+
+from stream_forecaster.checkpoint import VERSION, Checkpoint, decode, encode
+from stream_forecaster.config import parse
+from stream_forecaster.errors import CheckpointCorrupt, CheckpointMismatch
+from stream_forecaster.shard import Shard
+
+_arrays = st.dictionaries(
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8).filter(
+        lambda name: name != "__metadata__"
+    ),
+    st.sampled_from([np.bool_, np.uint8, np.int32, np.int64, np.float32, np.float64]).flatmap(
+        lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=1, max_dims=3, min_side=0))
+    ),
+    max_size=4,
+)
+
+
+def _small() -> Checkpoint:
+    config = settings()
+    small = shard(config)
+    small.advance(block(busy_log(50)))
+    return small.checkpoint()
+
+
+_BYTES = encode(_small())
+
+
+@given(arrays=_arrays, partition=st.integers(0, 999), offset=st.integers(0, 2**63 - 1))
+def test_what_is_saved_comes_back(arrays: dict[str, Any], partition: int, offset: int) -> None:
+    """Every array of every kind, bit for bit, with its offset and settings."""
+    saved = Checkpoint(partition, offset, "a-topic", {"input": {"key": ["a"]}}, arrays)
+    back = decode(encode(saved))
+    assert (back.partition, back.offset, back.log_id) == (partition, offset, "a-topic")
+    assert back.settings == saved.settings
+    assert back.arrays.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert back.arrays[name].dtype == array.dtype
+        assert back.arrays[name].tobytes() == array.tobytes()
+        assert back.arrays[name].shape == array.shape
+
+
+@given(size=st.integers(0, len(_BYTES) - 1))
+def test_every_truncation_is_found(size: int) -> None:
+    """Down to nothing at all."""
+    with pytest.raises(CheckpointCorrupt):
+        decode(_BYTES[:size])
+
+
+@given(flips=st.lists(st.integers(0, 8 * len(_BYTES) - 1), min_size=1, max_size=3, unique=True))
+def test_every_flipped_bit_is_found(flips: list[int]) -> None:
+    """Anywhere: in the arrays, the header, the version, the checksum itself."""
+    damaged = bytearray(_BYTES)
+    for flip in flips:
+        damaged[flip // 8] ^= 1 << flip % 8
+    with pytest.raises(CheckpointCorrupt):
+        decode(bytes(damaged))
+
+
+@pytest.mark.parametrize("bit", range(12 * 8))
+def test_no_bit_of_the_head_is_taken_for_something_else(bit: int) -> None:
+    """A damaged version number is damage, not another version."""
+    damaged = bytearray(_BYTES)
+    damaged[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(CheckpointCorrupt):
+        decode(bytes(damaged))
+
+
+@given(junk=st.binary(max_size=200))
+def test_junk_is_no_checkpoint(junk: bytes) -> None:
+    """Even where its head and its checksum are in order."""
+    with pytest.raises(CheckpointCorrupt):
+        decode(junk)
+    with pytest.raises(CheckpointCorrupt):
+        decode(struct.pack(">4sII", b"SFCP", VERSION, zlib.crc32(junk, VERSION)) + junk)
+
+
+def test_another_version_is_refused() -> None:
+    """And says which it is and which is read here."""
+    body = b"whatever the future holds"
+    future = struct.pack(">4sII", b"SFCP", VERSION + 1, zlib.crc32(body, VERSION + 1)) + body
+    with pytest.raises(CheckpointMismatch, match=f"{VERSION + 1}.*{VERSION}"):
+        decode(future)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"input": {"allowed_lateness": "3m"}}, "input.allowed_lateness was '2m' and is '3m'"),
+        ({"input": {"key": ["a", "b"]}}, "input.key"),
+        ({"output": {"publish": "every_hop"}}, "output.publish"),
+        ({"output": {"quantiles": [0.5]}}, "output.quantiles"),
+        ({"resolutions": [{"step": "1m", "context": 9, "horizon": 3}]}, "resolutions"),
+        ({"model": {"seed": 7}}, "model.seed"),
+        ({"state": {"key_ttl": "1d"}}, "state.key_ttl"),
+        ({"kafka": {"group_id": "other"}}, "kafka.group_id"),
+    ],
+)
+def test_other_settings_are_named(changed: dict[str, Any], named: str) -> None:
+    """Those that forecasts depend on; a checkpoint under them is not silently used."""
+    config, other = parse({}), parse(changed)
+    saved = decode(encode(shard(config).checkpoint()))
+    with pytest.raises(CheckpointMismatch, match="partition 0 at offset 0") as refused:
+        Shard.restore(other, shard(other).calendar, saved)
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kafka": {"bootstrap_servers": "elsewhere:9092", "guarantee": "at_least_once"}},
+        {"output": {"topic": "elsewhere"}},
+        {"state": {"checkpoint_url": "memory://x", "checkpoint_interval": "1s"}},
+        {"http": {"port": 0}},
+    ],
+)
+def test_settings_that_move_no_forecast_may_change(changed: dict[str, Any]) -> None:
+    """Where the broker is, how often to commit: none of the checkpoint's business."""
+    saved = decode(encode(shard(parse({})).checkpoint()))
+    saved.require(parse(changed).determining())
+
+
+def test_a_checkpoint_is_a_copy() -> None:
+    """The shard goes on; what was taken of it stays."""
+    config = settings()
+    going_on, log = shard(config), busy_log(100)
+    going_on.advance(block(log, 0, 50))
+    taken = going_on.checkpoint()
+    before = encode(taken)
+    going_on.advance(block(log, 50))
+    assert encode(taken) == before
