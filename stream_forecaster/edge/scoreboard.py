@@ -1,0 +1,84 @@
+"""The scoreboard: what turns and shards come to as metrics.
+
+Turns are counted when they are committed, not before: a turn whose commit failed is taken again,
+and must not count twice.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stream_forecaster.config import Settings
+from stream_forecaster.edge.telemetry import Forecaster, Telemetry
+from stream_forecaster.scoring import NAIVE, PUBLISHED, Score
+from stream_forecaster.shard import Shard, Turn
+
+_SHOWN: dict[Forecaster, str] = {
+    "published": PUBLISHED,
+    "naive": NAIVE,
+    "moving_average": "moving_average",
+    "seasonal": "seasonal_week",
+}
+"""The metric's forecasters, and what the scores call them."""
+_SCORE_MEMORY = 0.995
+"""How much a running score keeps when a bucket lands: ratios speak of the last few hundred."""
+
+
+class Scoreboard:
+    """Counts for one process; the only state is the running score of each resolution."""
+
+    def __init__(self, telemetry: Telemetry, settings: Settings) -> None:
+        self._telemetry = telemetry
+        self._names = [f"{r.step_ms // 1000}s" for r in settings.resolutions]
+        self._scores: list[Score] | None = None
+
+    def count(self, turn: Turn) -> None:
+        """Add a turn that has been committed."""
+        self._telemetry.events(turn.events)
+        for reason, n in Counter(rejected.reason.value for rejected in turn.rejects).items():
+            self._telemetry.rejects(reason, n)
+        for forecast in turn.forecasts:
+            self._telemetry.keys_expired(len(forecast.expired))
+            origins = np.bincount(forecast.prior, minlength=2).tolist()
+            for origin, n in zip(("pool", "prior"), origins, strict=True):
+                if n:
+                    self._telemetry.forecasts(origin, n)
+        if turn.hops:
+            self._count_scores(turn)
+
+    def show(self, shards: Sequence[Shard], lag: Mapping[int, int]) -> None:
+        """Set what is held now: keys, bytes, watermarks, weights; and the lag."""
+        self._telemetry.keys(sum(shard.keys for shard in shards))
+        self._telemetry.state_bytes(sum(shard.state_bytes for shard in shards))
+        self._telemetry.lag(lag)
+        for shard in shards:
+            if shard.watermark_ms is not None:
+                self._telemetry.watermark(shard.partition, shard.watermark_ms)
+        for i, name in enumerate(self._names if shards else ()):
+            pools = [shard.pools[i] for shard in shards]
+            weights = np.mean([pool.mean_weights() for pool in pools], axis=0)
+            for expert, weight in zip(pools[0].experts, weights.tolist(), strict=True):
+                self._telemetry.expert_weight(name, expert, weight)
+
+    def _count_scores(self, turn: Turn) -> None:
+        scores = self._scores or [score * 0.0 for score in turn.scores]
+        self._scores = [
+            old * (_SCORE_MEMORY if new.count.any() else 1.0) + new
+            for old, new in zip(scores, turn.scores, strict=True)
+        ]
+        rows = zip(self._names, turn.scores, self._scores, turn.drifts, strict=True)
+        for name, new, running, drifts in rows:
+            if drifts:
+                self._telemetry.drift(name, drifts)
+            if landed := int(new.count.sum()):
+                self._show_scores(name, new, running, landed)
+
+    def _show_scores(self, name: str, new: Score, running: Score, landed: int) -> None:
+        for forecaster, scored_as in _SHOWN.items():
+            if scored_as in new.forecasters:
+                total = float(new.absolute[new.forecasters.index(scored_as)].sum())
+                self._telemetry.absolute_error(name, forecaster, total=total, n=landed)
+        self._telemetry.skill(name, running.skill())
+        for level, ratio in running.coverage().items():
+            self._telemetry.interval_coverage(name, level, ratio)

@@ -1,0 +1,32 @@
+"""The world as one value: all that the service touches, handed to it by whoever starts it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from structlog.typing import FilteringBoundLogger
+
+from stream_forecaster.checkpoint import Store
+from stream_forecaster.edge.telemetry import Telemetry
+from stream_forecaster.records import Transport
+
+
+@dataclass(frozen=True)
+class World:
+    """All that the service touches.
+
+    Attributes:
+        transport: where records come from and messages go.
+        store: where checkpoints are kept.
+        telemetry: what is measured.
+        log: what the operator should know.
+        now_s: the only clock; monotonic seconds.
+        wall_ms: epoch milliseconds, to compare with the broker's times.
+    """
+
+    transport: Transport
+    store: Store
+    telemetry: Telemetry
+    log: FilteringBoundLogger
+    now_s: Callable[[], float] = time.monotonic
+    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
