@@ -1,0 +1,333 @@
+"""The command line: builds the parts from the settings, and prints.
+
+    run · demo                           the service; the whole line on this machine
+    check · topics · simulate · tail     beside a running service
+    replay · backtest                    events from files
+    state · config · schema · version    to look things up
+
+Data goes to stdout, all else to stderr. Exit codes: 0 done, 1 a check or a comparison failed,
+2 wrong usage or settings, 3 the broker is away or refuses, 4 the state cannot be used, 70 a bug.
+"""
+
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from importlib import resources
+from threading import Event
+from typing import Annotated
+
+import structlog
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from structlog.typing import FilteringBoundLogger
+
+from stream_forecaster import __version__, backtest, demo
+from stream_forecaster.config import Settings
+from stream_forecaster.edge import console, logs, topics
+from stream_forecaster.edge.http import Health, HttpServer
+from stream_forecaster.edge.kafka import KafkaTransport
+from stream_forecaster.edge.options import (
+    AsJson,
+    EventFiles,
+    ForecastFile,
+    MoreEventFiles,
+    Partitions,
+    with_settings,
+)
+from stream_forecaster.edge.signals import stop_on_signals
+from stream_forecaster.edge.simulator import Simulation, simulate
+from stream_forecaster.edge.store import CheckpointStore
+from stream_forecaster.edge.subcommands import config_app, state_app, topics_app
+from stream_forecaster.edge.telemetry import Telemetry
+from stream_forecaster.edge.world import World
+from stream_forecaster.errors import StoreUnusable, StreamForecasterError, Unavailable
+from stream_forecaster.service import Service
+
+OK, GATE_FAILED, BROKER_AWAY, BUG = 0, 1, 3, 70
+
+app = typer.Typer(
+    help="Calibrated forecasts for every key of a Kafka topic, exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(topics_app, name="topics")
+app.add_typer(state_app, name="state")
+app.add_typer(config_app, name="config")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit.
+
+    Args:
+        arguments: those of the process by default.
+    """
+    try:
+        app(args=arguments, prog_name="stream-forecaster")
+    except StreamForecasterError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001  (the outermost one: whatever it is, it is a bug of ours)
+        traceback.print_exc()
+        sys.exit(BUG)
+
+
+# -- the service -----------------------------------------------------------------------------------
+
+
+@app.command()
+@with_settings
+def run(
+    settings: Settings,
+    *,
+    cold_start: Annotated[
+        bool,
+        typer.Option("--cold-start", help="Where state cannot be recovered, begin without it."),
+    ] = False,
+) -> int:
+    """Read events, publish forecasts, until SIGTERM or SIGINT; a second signal ends it at once."""
+    logs.configure(settings.log, sys.stderr)
+    log = structlog.get_logger("stream_forecaster")
+    with stop_on_signals() as stopping:
+        try:
+            _serve(settings, log, stopping, cold_start=cold_start)
+        except Unavailable as error:
+            if not stopping.is_set():
+                return _failed(log, error)
+            # Told to stop while the broker was away: what is not committed will be read again.
+            log.warning("stopped_uncommitted", reason=str(error))
+        except StreamForecasterError as error:
+            return _failed(log, error)
+        except Exception:
+            log.exception("crashed", exit_code=BUG)
+            return BUG
+    log.info("stopped")
+    return OK
+
+
+def _serve(
+    settings: Settings, log: FilteringBoundLogger, stopping: Event, *, cold_start: bool
+) -> None:
+    telemetry = Telemetry()
+    telemetry.build_info(
+        version=__version__, pipeline=settings.kafka.group_id, config_id=settings.config_id
+    )
+    with closing(HttpServer(settings.http, telemetry.exposition)) as server:
+        store = CheckpointStore(settings.state.checkpoint_url, settings.kafka.group_id)
+        store.probe()
+        log.info(
+            "started",
+            version=__version__,
+            config_id=settings.config_id,
+            http_port=server.port,
+            group_id=settings.kafka.group_id,
+            topics=topics.topic_names(settings),
+        )
+
+        def observe(health: Health) -> None:
+            server.health = health
+
+        def alive() -> None:
+            server.health = replace(server.health, heartbeat_s=time.monotonic())
+
+        with closing(KafkaTransport(settings, log, stopping, alive=alive)) as transport:
+            world = World(transport, store, telemetry, log)
+            Service(settings, world, cold_start=cold_start).run(stopping.is_set, observe)
+
+
+def _failed(log: FilteringBoundLogger, error: StreamForecasterError) -> int:
+    log.error("failed", error=type(error).__name__, reason=str(error), exit_code=error.exit_code)
+    return error.exit_code
+
+
+@app.command(name="demo")
+def show_demo(
+    *,
+    seconds: Annotated[float | None, typer.Option(help="End after so long.")] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+) -> None:
+    """A broker, simulated users and the real service on this machine, live in the terminal."""
+    raise typer.Exit(demo.demo(seconds=seconds, browser=browser))
+
+
+# -- beside a running service ----------------------------------------------------------------------
+
+
+@app.command()
+@with_settings
+def check(settings: Settings, *, as_json: AsJson = False) -> int:
+    """Look at everything `run` will need: broker, topics, group, checkpoint store."""
+    probes = [
+        topics.Probe("settings", passed=True, detail=f"valid; config_id {settings.config_id}"),
+        *topics.probe(settings),
+        _probe_store(settings),
+    ]
+    if as_json:
+        rows = [{"name": p.name, "passed": p.passed, "detail": p.detail} for p in probes]
+        console.print_json(Console(), rows)
+    else:
+        Console().print(console.probe_table(probes))
+    failed = {probe.name for probe in probes if not probe.passed}
+    return BROKER_AWAY if "broker" in failed else GATE_FAILED if failed else OK
+
+
+def _probe_store(settings: Settings) -> topics.Probe:
+    url = settings.state.checkpoint_url
+    try:
+        CheckpointStore(url, settings.kafka.group_id).probe()
+    except StoreUnusable as error:
+        return topics.Probe("checkpoint store", passed=False, detail=str(error))
+    return topics.Probe("checkpoint store", passed=True, detail=f"{url} takes what is written")
+
+
+@app.command(name="simulate")
+@with_settings
+def send_simulated(
+    settings: Settings,
+    *,
+    rate: Annotated[float, typer.Option(min=0.001, help="Events a second.")] = 50.0,
+    users: Annotated[int, typer.Option(min=1)] = 200,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seconds: Annotated[float | None, typer.Option(help="End after so long.")] = None,
+    speed: Annotated[
+        float, typer.Option(min=1, help="How fast the users live, beginning earlier.")
+    ] = 1.0,
+) -> int:
+    """Send what simulated users do to the input topic, as it comes."""
+    simulation = Simulation(users, rate, seed, seconds, speed)
+    out, total = Console(stderr=True), 0
+    with out.status("Sending ...") as status, stop_on_signals() as stopping:
+
+        def sent(events: int) -> None:
+            nonlocal total
+            total += events
+            status.update(f"{total:,} events sent to {escape(settings.input.topic)}")
+
+        simulate(settings, simulation, stopping, sent)
+    out.print(f"{total:,} events sent to {settings.input.topic}", markup=False)
+    return OK
+
+
+@app.command()
+@with_settings
+def tail(
+    settings: Settings,
+    *,
+    key: Annotated[str | None, typer.Option(help="Of this key only.")] = None,
+    from_beginning: Annotated[
+        bool, typer.Option("--from-beginning", help="With all that is there.")
+    ] = False,
+    follow: Annotated[bool, typer.Option(help="Go on at the end.")] = True,
+    as_json: AsJson = False,
+) -> int:
+    """Show forecasts as they are published: a table on a terminal, else JSON lines."""
+    out = Console()
+    shown = None if as_json or not out.is_terminal else console.ForecastTable()
+    with stop_on_signals() as stopping, ExitStack() as stack:
+        live = stack.enter_context(Live(console=out)) if shown else None
+        for record in topics.read_topic(
+            settings,
+            settings.output.topic,
+            start="earliest" if from_beginning else "latest",
+            follow=follow,
+            stopping=stopping,
+        ):
+            if key is not None and record.key != key.encode():
+                continue
+            if shown and live:
+                shown.hear(record)
+                live.update(shown.render(out.height - 6))
+            else:
+                console.print_line(out, console.tail_json(record))
+    return OK
+
+
+# -- events from files -----------------------------------------------------------------------------
+
+
+@app.command(name="backtest")
+@with_settings
+def run_backtest(
+    settings: Settings,
+    *,
+    events: EventFiles,
+    more_events: MoreEventFiles = None,
+    partitions: Partitions = 1,
+    forecasts: ForecastFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Forecast a file of past events as `run` would have, and print how right it was."""
+    return backtest.backtest(
+        settings,
+        [*events, *(more_events or ())],
+        partitions=partitions,
+        forecasts=forecasts,
+        as_json=as_json,
+        console=Console(),
+    )
+
+
+@app.command()
+@with_settings
+def replay(  # noqa: PLR0913  (one parameter per option)
+    settings: Settings,
+    *,
+    events: EventFiles,
+    more_events: MoreEventFiles = None,
+    verify: Annotated[
+        str | None, typer.Option(metavar="FORECASTS.jsonl", help="What it has to give.")
+    ] = None,
+    partitions: Partitions = 1,
+    forecasts: ForecastFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Make the forecasts of a file of events again; exit 1 where they differ from --verify."""
+    return backtest.replay(
+        settings,
+        [*events, *(more_events or ())],
+        verify=verify,
+        partitions=partitions,
+        forecasts=forecasts,
+        as_json=as_json,
+        console=Console(),
+    )
+
+
+# -- to look things up -----------------------------------------------------------------------------
+
+
+@app.command(name="schema")
+def print_message_schema() -> None:
+    """Print the JSON Schema of the messages."""
+    folder = resources.files("stream_forecaster") / "schemas"
+    typer.echo((folder / "forecast-1.json").read_text("utf-8"), nl=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  (typer's callback)
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """The options of the command itself."""

@@ -1,0 +1,301 @@
+"""The demo: from nothing to forecasts on this machine, with nothing faked.
+
+    simulated users ──▶ broker ──▶ the service ──▶ broker ──▶ the table
+       (a thread)     (a thread)   (a process)               (this thread)
+
+The service is `stream-forecaster run` as anyone would start it, told by environment variables where
+the broker is. The users begin in the past and live fast, so that hours have passed within half a
+minute: first a stretch of history as quickly as the service reads it, then sixty seconds in each of
+ours, until they have caught up with the present.
+
+However it ends, the process is ended and the directory of its checkpoints removed. The threads hand
+everything to the main one through queues; nothing is shared but flags.
+"""
+
+import os
+import signal
+import time
+import webbrowser
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
+from threading import Event
+from typing import Any, Self, TypeVar
+
+from rich.console import Console
+from rich.live import Live
+
+from stream_forecaster import config
+from stream_forecaster.calendar import DAY_MS, HOUR_MS
+from stream_forecaster.config import Settings
+from stream_forecaster.demo_board import Board
+from stream_forecaster.demo_service import ServiceProcess
+from stream_forecaster.edge.broker import Broker
+from stream_forecaster.edge.topics import EventWriter, create_topics, read_topic
+from stream_forecaster.synth import Population, SyntheticEvent
+
+T = TypeVar("T")
+
+_USERS = 100
+_SEED = 0
+_EVENTS_PER_S = 1.0
+"""Of all users together, in their own time."""
+_SPEED = 60
+_MOST_HISTORY_MS = 2 * DAY_MS
+_FAST_MS = DAY_MS
+"""How long the users live fast where no end is given."""
+_BATCH_EVENTS = 500
+_MOST_UNREAD = 10_000
+"""How far the users may be ahead of the service."""
+_TICK_S = 0.25
+_LINE_EVERY_S = 2.0
+_PATIENCE_S = 60.0
+"""How long anything may take before the demo says that it failed."""
+
+Draw = Callable[[Board, float], None]
+
+
+def demo(
+    *, seconds: float | None = None, browser: bool = True, console: Console | None = None
+) -> int:
+    """Run everything on this machine until the end or a signal, then check the sums.
+
+    Args:
+        seconds: how long to send events; None: until SIGINT or SIGTERM.
+        browser: open the service's page, where there is a terminal and someone at it.
+        console: standard output by default.
+
+    Returns:
+        0; 1 if a record was neither counted nor rejected, or a forecast cannot be read back; 130 if
+        a second signal cut it short.
+
+    Raises:
+        StreamForecasterError: the service did not start, or ended by itself.
+    """
+    console = console or Console()
+    with _signals() as told, ExitStack() as stack:
+        try:
+            console.print("Starting a broker, the service and some users ...", highlight=False)
+            stage = stack.enter_context(_Stage(seconds))
+            url = stage.start_service()
+            console.print(f"The service's page: {url}", highlight=False, soft_wrap=True)
+            if browser and console.is_terminal and not os.environ.get("CI"):
+                webbrowser.open(url)
+            with _screen(console) as draw:
+                stage.play(draw, told)
+                holds = stage.finish(draw)
+        except KeyboardInterrupt:
+            return 130
+    console.print(stage.board.summary(), markup=False, highlight=False, soft_wrap=True)
+    console.print("The sums hold." if holds else "THE SUMS DO NOT HOLD.", highlight=False)
+    return 0 if holds else 1
+
+
+class _Stage:
+    """Everything that runs, and what is seen of it; leaves nothing behind when closed."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds, self._begin_s = seconds, time.monotonic()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            directory = Path(stack.enter_context(TemporaryDirectory(prefix="forecaster-demo-")))
+            broker = stack.enter_context(Broker())
+            mapping = _mapping(broker.bootstrap, directory)
+            settings = config.parse(mapping)
+            create_topics(settings, 1)
+            self._service = stack.enter_context(ServiceProcess(mapping, directory / "service.log"))
+            self.board = Board([r.step_ms // 1_000 for r in settings.resolutions])
+            self._users = _Users(settings, self._seconds, time.time_ns() // 1_000_000)
+            self._reader = _Reader(settings)
+            threads = stack.enter_context(ThreadPoolExecutor(2, "demo"))
+            stack.callback(self._users.stopping.set)
+            stack.callback(self._reader.stopping.set)
+            self._sending = threads.submit(self._users.run)
+            self._reading = threads.submit(self._reader.run)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start_service(self) -> str:
+        """Wait until the service is there; its page."""
+        return self._service.wait_until_started(_PATIENCE_S)
+
+    def play(self, draw: Draw, told: Callable[[], bool]) -> None:
+        """Let the users send until the time is over or somebody says stop."""
+        while not told() and (self._seconds is None or self._elapsed_s() < self._seconds):
+            self._tick(draw)
+
+    def finish(self, draw: Draw) -> bool:
+        """Let everything sent come out at the other end; whether the sums hold."""
+        self._users.stopping.set()
+        board = self.board
+
+        def until(arrived: Callable[[], bool]) -> None:
+            give_up_s = self._elapsed_s() + _PATIENCE_S
+            while not arrived() and self._elapsed_s() < give_up_s:
+                self._tick(draw)
+
+        until(self._sending.done)
+        self._users.phase = "waiting for the rest"
+        self._tick(draw)  # the users' last batch is in the queue only now
+        until(lambda: board.readings.seen >= board.sent)
+        self._service.stop(_PATIENCE_S)
+        until(lambda: board.forecasts >= board.readings.forecasts)
+        return board.sums_hold
+
+    def _tick(self, draw: Draw) -> None:
+        """Wait a moment, see what came, and show it."""
+        time.sleep(_TICK_S)
+        board = self.board
+        for batch in _drain(self._users.sent):
+            board.hear_sent(batch)
+        for key, value, read_s in _drain(self._reader.read):
+            board.hear_forecast(key, value, read_s - self._begin_s)
+        readings = self._service.readings()
+        if readings is not None:
+            board.hear_metrics(readings, self._elapsed_s())
+        self._users.seen = board.readings.seen
+        board.phase = self._users.phase
+        for thread in (self._sending, self._reading):
+            if thread.done():
+                thread.result()  # raises what it died of
+        draw(board, self._elapsed_s())
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._begin_s
+
+
+class _Users:
+    """The simulator: history first, then a minute in each second.
+
+    Attributes:
+        sent: batches of events that the broker has acknowledged.
+        phase: what it is doing, in words.
+        seen: how many of its events the service has read; set by the main thread.
+        stopping: ends it.
+    """
+
+    def __init__(self, settings: Settings, seconds: float | None, now_ms: int) -> None:
+        self.sent: SimpleQueue[list[SyntheticEvent]] = SimpleQueue()
+        self.phase, self.seen, self.stopping = "starting", 0, Event()
+        self._total = 0
+        self._settings = settings
+        fast_ms = _FAST_MS if seconds is None else round(1_000 * seconds * _SPEED)
+        history_ms = _MOST_HISTORY_MS if seconds is None else round(seconds * HOUR_MS)
+        self._live_ms = now_ms - fast_ms
+        self._begin_ms = self._live_ms - min(history_ms, _MOST_HISTORY_MS)
+        self._population = Population(
+            seed=_SEED,
+            users=_USERS,
+            start_ms=self._begin_ms,
+            events_per_s=_EVENTS_PER_S,
+            allowed_lateness_ms=settings.input.allowed_lateness_ms,
+        )
+
+    def run(self) -> None:
+        """Send until told to stop."""
+        with EventWriter(self._settings) as writer:
+            self._send_history(writer)
+            begin_s, reached_ms = time.monotonic(), self._live_ms
+            while not self.stopping.wait(_TICK_S / 2):
+                lived_ms = round((time.monotonic() - begin_s) * _SPEED * 1_000)
+                now_ms = time.time_ns() // 1_000_000
+                until_ms = min(self._live_ms + lived_ms, now_ms)
+                self.phase = "live" if until_ms == now_ms else f"live, {_SPEED} times as fast"
+                self._send(writer, list(self._population.events(reached_ms, until_ms)))
+                reached_ms = until_ms
+
+    def _send_history(self, writer: EventWriter) -> None:
+        events = self._population.events(self._begin_ms, self._live_ms)
+        while not self.stopping.is_set() and (batch := list(islice(events, _BATCH_EVENTS))):
+            self._send(writer, batch)
+            share = (batch[-1].arrival_ms - self._begin_ms) / (self._live_ms - self._begin_ms)
+            self.phase = f"history, {100 * share:.0f} % sent"
+            while self._total - self.seen > _MOST_UNREAD and not self.stopping.wait(_TICK_S / 5):
+                pass
+
+    def _send(self, writer: EventWriter, batch: list[SyntheticEvent]) -> None:
+        self._total += writer.write((event.key, event.value, event.arrival_ms) for event in batch)
+        self.sent.put(batch)
+
+
+class _Reader:
+    """Reads the forecasts back, as any client would.
+
+    Attributes:
+        read: key, value and when (monotonic seconds) of each message.
+        stopping: ends it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.read: SimpleQueue[tuple[bytes, bytes | None, float]] = SimpleQueue()
+        self.stopping = Event()
+        self._settings = settings
+
+    def run(self) -> None:
+        """Read until told to stop."""
+        for record in read_topic(
+            self._settings, self._settings.output.topic, follow=True, stopping=self.stopping
+        ):
+            self.read.put((record.key or b"", record.value, time.monotonic()))
+
+
+def _mapping(bootstrap: str, directory: Path) -> dict[str, dict[str, Any]]:
+    return {
+        "kafka": {"bootstrap_servers": bootstrap, "group_id": "demo", "instance_id": "demo"},
+        "state": {"checkpoint_url": (directory / "checkpoints").as_uri()},
+        "http": {"port": "0"},
+        "log": {"format": "json"},
+    }
+
+
+def _drain(queue: SimpleQueue[T]) -> Iterator[T]:
+    """What is in the queue now; its one reader may rely on `qsize`."""
+    for _ in range(queue.qsize()):
+        yield queue.get()
+
+
+@contextmanager
+def _screen(console: Console) -> Iterator[Draw]:
+    """A live table on a terminal; elsewhere a line every two seconds."""
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda board, at_s: live.update(board.render(at_s, console.width), refresh=True)
+        return
+    spoke_s = 0.0
+
+    def draw(board: Board, at_s: float) -> None:
+        nonlocal spoke_s
+        if at_s - spoke_s >= _LINE_EVERY_S:
+            spoke_s = at_s
+            console.print(board.line(at_s), markup=False, highlight=False, soft_wrap=True)
+
+    yield draw
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Whether a signal has asked for the end; the second one raises KeyboardInterrupt."""
+    heard = 0
+
+    def note(*_: object) -> None:
+        nonlocal heard
+        heard += 1
+        if heard == 2:
+            raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, note) for number in numbers]
+    try:
+        yield lambda: heard > 0
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

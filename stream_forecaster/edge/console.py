@@ -1,0 +1,199 @@
+"""What the commands print: tables for people, JSON for programs. Never logs."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from stream_forecaster.edge.topics import Probe, StoredRecord, TopicState
+
+_MOST_ROWS = 1_000
+"""Keys that a live table remembers; the screen shows fewer."""
+_SHOWN_BEHIND, _SHOWN_AHEAD = 20, 5
+"""Buckets of a key that fit a screen; JSON has all."""
+
+
+def print_json(console: Console, value: object) -> None:
+    """One JSON document, indented on a terminal and on one line elsewhere."""
+    indent = 2 if console.is_terminal else None
+    print_line(console, json.dumps(value, indent=indent, ensure_ascii=False))
+
+
+def print_line(console: Console, text: str) -> None:
+    """Text as it is: nothing wrapped, nothing coloured."""
+    console.out(text, highlight=False)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Rows under headings; columns of numbers to the right."""
+    shown = list(rows)
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(columns):
+        numeric = all(isinstance(row[i], int | float | None) for row in shown)
+        made.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in shown:
+        made.add_row(*(_cell(value) for value in row))
+    return made
+
+
+def probe_table(probes: Iterable[Probe]) -> Table:
+    """The findings of `check`."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=False)
+    for probe in probes:
+        verdict = "[green]ok[/]" if probe.passed else "[bold red]no[/]"
+        made.add_row(verdict, escape(probe.name), escape(probe.detail))
+    return made
+
+
+def topic_table(states: Iterable[TopicState]) -> Table:
+    """The topics of a pipeline: how large, how far behind, how configured."""
+    rows = []
+    for state in states:
+        offsets = sum(end - first for first, end in state.bounds.values())
+        lag = sum(state.lag.values()) if state.committed else None
+        configs = "\n".join(f"{name}={value}" for name, value in state.configs.items())
+        rows.append((state.name, state.partitions or "missing", offsets, lag, configs))
+    return table(("topic", "partitions", "offsets", "lag", "settings"), rows)
+
+
+def topic_json(state: TopicState) -> dict[str, Any]:
+    """The same for a program; partitions are strings, as JSON has it."""
+    partitions = {
+        str(partition): {
+            "first": first,
+            "end": end,
+            "committed": state.committed.get(partition),
+        }
+        for partition, (first, end) in state.bounds.items()
+    }
+    return {"topic": state.name, "partitions": partitions, "configs": dict(state.configs)}
+
+
+def state_table(partitions: Iterable[Mapping[str, Any]]) -> Table:
+    """The newest checkpoint of each partition."""
+    rows = (
+        (
+            found["partition"],
+            found["offset"],
+            found["watermark"] or "",
+            found["keys"],
+            found["state_bytes"],
+            len(found["checkpoints"]),
+        )
+        for found in partitions
+    )
+    columns = ("partition", "offset", "watermark", "keys", "state bytes", "checkpoints")
+    return table(columns, rows)
+
+
+def key_table(found: Mapping[str, Any]) -> Table:
+    """A key's window and forecast at each resolution: the buckets around now."""
+    rows = []
+    for resolution in found["resolutions"]:
+        paths = zip(resolution["mean"], resolution["low"], resolution["high"], strict=True)
+        ahead = [f"{mean:.3g} ({low:.3g}..{high:.3g})" for mean, low, high in paths]
+        past = ["-" if value is None else f"{value:.3g}" for value in resolution["window"]]
+        rows.append(
+            (
+                f"{resolution['step_s']} s",
+                resolution["moving_average"],
+                " ".join(past[-_SHOWN_BEHIND:]),
+                "\n".join(ahead[:_SHOWN_AHEAD]),
+            )
+        )
+    return table(("step", "average", "newest closed", "next"), rows)
+
+
+def tail_json(record: StoredRecord) -> str:
+    """An output record as a line of JSON: its value, or which key was forgotten."""
+    if record.value is not None:
+        return record.value.decode("utf-8", "replace")
+    key = (record.key or b"").decode("utf-8", "backslashreplace")
+    expired_at = dict(record.headers).get("ce_time", b"").decode()
+    return json.dumps({"key": key, "expired_at": expired_at}, ensure_ascii=False)
+
+
+class _Resolution(msgspec.Struct):
+    """What the table needs of one: here the messages are read, by their schema, as others do."""
+
+    step_s: int
+    mean: list[float]
+    quantiles: dict[str, list[float]]
+
+    @property
+    def next_bucket(self) -> str:
+        """The mean of the first bucket ahead, and the widest interval around it."""
+        paths = list(self.quantiles.values())
+        return f"{self.mean[0]:.3g} ({paths[0][0]:.3g}..{paths[-1][0]:.3g})"
+
+
+class _Intent(msgspec.Struct):
+    momentum: float
+
+
+class _Quality(msgspec.Struct):
+    observations: int
+    skill: float | None
+
+
+class _Forecast(msgspec.Struct):
+    key: str
+    issued_at: datetime
+    resolutions: list[_Resolution]
+    intent: _Intent
+    quality: _Quality
+
+
+class ForecastTable:
+    """The newest forecast of each key; the keys heard of last come first."""
+
+    def __init__(self) -> None:
+        self._latest: dict[bytes, _Forecast] = {}
+        self._decode = msgspec.json.Decoder(_Forecast).decode
+
+    def hear(self, record: StoredRecord) -> None:
+        """Take in an output record; what is no forecast is left out."""
+        key = record.key or b""
+        self._latest.pop(key, None)
+        if record.value is not None:
+            with suppress(msgspec.DecodeError):
+                self._latest[key] = self._decode(record.value)
+        if len(self._latest) > _MOST_ROWS:
+            del self._latest[next(iter(self._latest))]
+
+    def render(self, rows: int) -> Table:
+        """The table of at most `rows` keys."""
+        newest = list(islice(reversed(self._latest.values()), rows))
+        steps = [r.step_s for r in newest[0].resolutions] if newest else []
+        made = table(
+            ("key", "issued", "events", *(f"next {s} s" for s in steps), "momentum", "skill"),
+            [_forecast_row(forecast) for forecast in newest],
+        )
+        made.caption = f"{len(self._latest)} keys"
+        return made
+
+
+def _forecast_row(forecast: _Forecast) -> list[object]:
+    skill = forecast.quality.skill
+    return [
+        forecast.key,
+        f"{forecast.issued_at:%H:%M:%S}",
+        forecast.quality.observations,
+        *(resolution.next_bucket for resolution in forecast.resolutions),
+        f"{forecast.intent.momentum:+.2f}",
+        "" if skill is None else f"{skill:+.2f}",
+    ]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
