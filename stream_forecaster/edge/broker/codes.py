@@ -1,6 +1,9 @@
 """The protocol's error codes that this broker uses, and the exception that carries one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from typing import Any
 
 
 class Code(IntEnum):
@@ -49,3 +52,12 @@ class Refused(Exception):
         super().__init__(reason or code.name)
         self.code = code
         self.reason = reason or None
+
+
+@contextmanager
+def refusals_in(answer: Any) -> Iterator[None]:  # noqa: ANN401  (the library has no types)
+    """Write a refusal into the answer it belongs to: its code and its reason."""
+    try:
+        yield
+    except Refused as refused:
+        answer.error_code, answer.error_message = refused.code, refused.reason

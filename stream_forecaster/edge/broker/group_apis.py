@@ -1,7 +1,7 @@
 """Consumer groups on the wire: membership, offsets, description."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from kafka.protocol.admin import (
@@ -139,21 +139,8 @@ class GroupApis:
 
         codes = commit(request, self._topics, store)
         topic_answer = OffsetCommitResponse.OffsetCommitResponseTopic
-        return OffsetCommitResponse(
-            topics=[
-                topic_answer(
-                    name=topic.name,
-                    partitions=[
-                        topic_answer.OffsetCommitResponsePartition(
-                            partition_index=p.partition_index,
-                            error_code=codes.get((topic.name, p.partition_index), Code.NONE),
-                        )
-                        for p in topic.partitions
-                    ],
-                )
-                for topic in request.topics
-            ]
-        )
+        partition_answer = topic_answer.OffsetCommitResponsePartition
+        return OffsetCommitResponse(topics=answers(request, codes, topic_answer, partition_answer))
 
     def offset_fetch(self, request: Message) -> Message:
         """Read stored offsets: those named, or all of them for a null list."""
@@ -309,3 +296,25 @@ def _describe(group_id: str, group: Group | None) -> Message:
         for member in group.members.values()
     ]
     return answer
+
+
+def answers(
+    request: Message,
+    codes: Mapping[TopicPartition, Code],
+    topic_answer: Callable[..., Message],
+    partition_answer: Callable[..., Message],
+) -> list[Message]:
+    """What `commit` did, for the response: each partition with its code, in the request's order."""
+    return [
+        topic_answer(
+            name=topic.name,
+            partitions=[
+                partition_answer(
+                    partition_index=p.partition_index,
+                    error_code=codes.get((topic.name, p.partition_index), Code.NONE),
+                )
+                for p in topic.partitions
+            ],
+        )
+        for topic in request.topics
+    ]

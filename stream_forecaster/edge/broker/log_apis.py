@@ -14,7 +14,7 @@ from kafka.protocol.producer import ProduceResponse
 
 from stream_forecaster.edge.broker import batches
 from stream_forecaster.edge.broker.batches import Batch
-from stream_forecaster.edge.broker.codes import Code, Refused
+from stream_forecaster.edge.broker.codes import Code, Refused, refusals_in
 from stream_forecaster.edge.broker.faults import Message
 from stream_forecaster.edge.broker.log import Slice
 from stream_forecaster.edge.broker.topics import Topics
@@ -82,7 +82,7 @@ class LogApis:
         answer = ProduceResponse.TopicProduceResponse.PartitionProduceResponse(
             index=data.index, base_offset=-1
         )
-        try:
+        with refusals_in(answer):
             log = self._topics.log(name, data.index)
             batch = self._accepted(name, data)
             if batch.transactional:
@@ -90,8 +90,6 @@ class LogApis:
                 self._transactions.check_write(claim, log)
             answer.base_offset = log.append(batch)
             answer.log_start_offset = log.start_offset
-        except Refused as refused:
-            answer.error_code, answer.error_message = refused.code, refused.reason
         return answer
 
     def _accepted(self, name: str, data: Message) -> Batch:

@@ -13,7 +13,7 @@ from kafka.protocol.admin import (
 from kafka.protocol.metadata import FindCoordinatorResponse, MetadataResponse
 
 from stream_forecaster.edge.broker import topics as settings
-from stream_forecaster.edge.broker.codes import Code, Refused
+from stream_forecaster.edge.broker.codes import Code, Refused, refusals_in
 from stream_forecaster.edge.broker.faults import Message
 from stream_forecaster.edge.broker.groups import Groups
 from stream_forecaster.edge.broker.topics import Topic, Topics
@@ -93,10 +93,8 @@ class TopicApis:
         results = []
         for topic in request.topics:
             answer = CreateTopicsResponse.CreatableTopicResult(name=topic.name)
-            try:
+            with refusals_in(answer):
                 self._create(topic, dry_run=request.validate_only)
-            except Refused as refused:
-                answer.error_code, answer.error_message = refused.code, refused.reason
             results.append(answer)
         return CreateTopicsResponse(topics=results)
 
@@ -115,11 +113,9 @@ class TopicApis:
         responses = []
         for name in request.topic_names:
             answer = DeleteTopicsResponse.DeletableTopicResult(name=name)
-            try:
+            with refusals_in(answer):
                 self._topics.delete(name)
                 self._groups.forget_topic(name)
-            except Refused as refused:
-                answer.error_code, answer.error_message = refused.code, refused.reason
             responses.append(answer)
         return DeleteTopicsResponse(responses=responses)
 
@@ -128,10 +124,8 @@ class TopicApis:
         results = []
         for topic in request.topics:
             answer = CreatePartitionsResponse.CreatePartitionsTopicResult(name=topic.name)
-            try:
+            with refusals_in(answer):
                 self._topics.add_partitions(topic.name, topic.count, dry_run=request.validate_only)
-            except Refused as refused:
-                answer.error_code, answer.error_message = refused.code, refused.reason
             results.append(answer)
         return CreatePartitionsResponse(results=results)
 
@@ -144,15 +138,13 @@ class TopicApis:
                 resource_name=resource.resource_name,
                 configs=[],
             )
-            try:
+            with refusals_in(answer):
                 if resource.resource_type == _TOPIC_RESOURCE:
                     topic = self._topics.topic(resource.resource_name)
                     wanted = resource.configuration_keys
                     answer.configs = _configs(
                         topic, settings.DEFAULTS if wanted is None else wanted
                     )
-            except Refused as refused:
-                answer.error_code, answer.error_message = refused.code, refused.reason
             results.append(answer)
         return DescribeConfigsResponse(results=results)
 
@@ -163,10 +155,8 @@ class TopicApis:
             answer = IncrementalAlterConfigsResponse.AlterConfigsResourceResponse(
                 resource_type=resource.resource_type, resource_name=resource.resource_name
             )
-            try:
+            with refusals_in(answer):
                 self._alter(resource, dry_run=request.validate_only)
-            except Refused as refused:
-                answer.error_code, answer.error_message = refused.code, refused.reason
             responses.append(answer)
         return IncrementalAlterConfigsResponse(responses=responses)
 

@@ -12,7 +12,7 @@ from kafka.protocol.producer import (
 
 from stream_forecaster.edge.broker.codes import Code, Refused
 from stream_forecaster.edge.broker.faults import Message
-from stream_forecaster.edge.broker.group_apis import Offsets, commit
+from stream_forecaster.edge.broker.group_apis import Offsets, answers, commit
 from stream_forecaster.edge.broker.groups import Groups
 from stream_forecaster.edge.broker.log_apis import Arrivals
 from stream_forecaster.edge.broker.members import Caller
@@ -119,20 +119,9 @@ class TransactionApis:
 
         codes = commit(request, self._topics, hold)
         topic_answer = TxnOffsetCommitResponse.TxnOffsetCommitResponseTopic
+        partition_answer = topic_answer.TxnOffsetCommitResponsePartition
         return TxnOffsetCommitResponse(
-            topics=[
-                topic_answer(
-                    name=topic.name,
-                    partitions=[
-                        topic_answer.TxnOffsetCommitResponsePartition(
-                            partition_index=p.partition_index,
-                            error_code=codes.get((topic.name, p.partition_index), Code.NONE),
-                        )
-                        for p in topic.partitions
-                    ],
-                )
-                for topic in request.topics
-            ]
+            topics=answers(request, codes, topic_answer, partition_answer)
         )
 
     def end_txn(self, request: Message) -> Message:
