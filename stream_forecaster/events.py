@@ -85,6 +85,11 @@ class Events:
     def __len__(self) -> int:
         return len(self.row)
 
+    def take(self, rows: NDArray[np.int64]) -> "Events":
+        """The events at positions `rows` (B,), in that order."""
+        keys = [self.key[i] for i in rows.tolist()]
+        return Events(self.row[rows], self.time_ms[rows], self.value[rows], keys)
+
 
 _NO_EVENTS = Events(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), [])
 
@@ -196,7 +201,7 @@ class EventDecoder:
         events = Events(row, np.rint(time_ms).astype(np.int64), values.astype(np.float64), keys)
         if not fit.all():
             others = sorted([*others, *row[~fit].tolist()])
-            events = _taken(events, np.flatnonzero(fit))
+            events = events.take(np.flatnonzero(fit))
         return events, others
 
     def _numbers_ms(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -293,13 +298,6 @@ def reject(records: Records, row: int, reason: Reason, detail: str) -> Reject:
     )
 
 
-def _taken(events: Events, rows: NDArray[np.int64]) -> Events:
-    keys = events.key
-    return Events(
-        events.row[rows], events.time_ms[rows], events.value[rows], [keys[i] for i in rows.tolist()]
-    )
-
-
 def _merged(a: Events, b: Events) -> Events:
     """Both, in the order of their rows."""
     if not len(b):
@@ -310,7 +308,7 @@ def _merged(a: Events, b: Events) -> Events:
         np.concatenate([a.value, b.value]),
         [*a.key, *b.key],
     )
-    return _taken(both, np.argsort(both.row))
+    return both.take(np.argsort(both.row))
 
 
 def _scalar(part: object, name: str) -> bytes:

@@ -22,7 +22,6 @@ Rules of residence:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,13 +218,12 @@ class Shard:
             behind_s = (newest[i] - events.time_ms[i]) / 1000
             detail = f"{behind_s:.0f} s behind the newest event, whose bucket is closed"
             rejects.append(reject(records, int(events.row[i]), Reason.TOO_LATE, detail))
-        kept = is_event & ~late
         self._newest_ms = int(newest[-1])
-        begin = 0
-        for i in np.flatnonzero(np.diff(closed)).tolist():
-            yield _take(events, begin, i, kept), int(closed[i + 1]), int(events.row[i])
-            begin = i
-        yield _take(events, begin, len(events), kept), None, -1
+        kept, due = np.flatnonzero(is_event & ~late), np.flatnonzero(np.diff(closed))
+        *runs, rest = np.split(kept, np.searchsorted(kept, due))
+        for i, run in zip(due.tolist(), runs, strict=True):
+            yield events.take(run), int(closed[i + 1]), int(events.row[i])
+        yield events.take(rest), None, -1
 
     def _absorb(self, run: Events) -> int:
         """Count events in; how many."""
@@ -288,11 +286,3 @@ class Shard:
             skill,
             fine.drifting,
         )
-
-
-def _take(events: Events, i: int, j: int, kept: NDArray[np.bool_]) -> Events:
-    rows = np.flatnonzero(kept[i:j]) + i
-    key: Any = events.key
-    return Events(
-        events.row[rows], events.time_ms[rows], events.value[rows], [key[row] for row in rows]
-    )
