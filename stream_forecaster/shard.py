@@ -141,13 +141,15 @@ class Shard:
                 continue
             hops += 1
             hop_ms = int(self.calendar.start(hop, self._step_ms))
+            closed: set[Pool] = set()
             for i, pool in enumerate(self._pools):
                 for score, drifted in self._close(pool, hop_ms):
                     scores[i] += score
                     drifts[i] += drifted
+                    closed.add(pool)
             ttl_ms = self._settings.state.key_ttl_ms
             expired = tuple(self._table.expire(hop_ms - ttl_ms))
-            slots = self._to_publish(hop_ms)
+            slots = self._to_publish(hop_ms, closed)
             if aloud and (len(slots) or expired):
                 offset = int(records.offset[row])
                 forecasts.append(self._forecast(slots, hop_ms, offset, expired))
@@ -247,14 +249,17 @@ class Shard:
         while window.closed < until:
             yield pool.close()
 
-    def _to_publish(self, hop_ms: int) -> Int64:
-        """Slots to publish at this hop, and note that they are."""
+    def _to_publish(self, hop_ms: int, closed: set[Pool]) -> Int64:
+        """Slots to publish at this hop, and note that they are.
+
+        Only a resolution that has `closed` a bucket has a new forecast, which may have moved.
+        """
         due = self._table.live
         if self._settings.output.publish == "changed":
             # A reader must never be left with an expired forecast of a live key.
             half_life_ms = self._step_ms * self._settings.resolutions[0].horizon // 2
             changed = hop_ms - self._table["sent_ms"] >= half_life_ms
-            for pool in self._pools:
+            for pool in closed:
                 changed |= pool.moved()
             due = due & changed
         slots = np.flatnonzero(due)
