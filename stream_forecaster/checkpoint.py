@@ -13,7 +13,7 @@ differs.
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -130,7 +130,7 @@ def _checksum(version: int, body: bytes) -> int:
     return zlib.crc32(body, version)
 
 
-def _differences(old: Any, new: Any, path: str = "") -> Any:  # noqa: ANN401  (walks JSON)
+def _differences(old: object, new: object, path: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))

@@ -31,13 +31,13 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from stream_forecaster.calendar import DAY_MS, HOUR_MS, WEEK_MS
 from stream_forecaster.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "STREAM_FORECASTER__"
-DAY_MS = 86_400_000
 
 _URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)[^/\s]+(?=@)")
-_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": DAY_MS, "w": 7 * DAY_MS}
+_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": HOUR_MS, "d": DAY_MS, "w": WEEK_MS}
 _UNITS_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _LARGEST_MS = 36_525 * DAY_MS
 _LARGEST_BYTES = 1 << 40

@@ -5,6 +5,7 @@ serves, and the messages on the output topic. Nothing is computed here that a us
 could not.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -212,7 +213,7 @@ class Board:
             skill, coverage = (
                 of.get(name, float("nan")) for of in (self.readings.skill, self.readings.coverage)
             )
-            scored = skill == skill and coverage == coverage  # noqa: PLR0124  (not NaN)
+            scored = not (math.isnan(skill) or math.isnan(coverage))
             parts.append(
                 f"{label} skill {skill:+.2f}, {100 * coverage:.0f} % in the 80 % interval"
                 if scored

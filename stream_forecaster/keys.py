@@ -126,7 +126,8 @@ class KeyTable:
             ValueError: the columns are not those of `arrays`, or this table has more rows.
         """
         rows = (len(arrays["keys.sizes"]),)
-        found = {name: (a.shape, a.dtype) for name, a in under("column", arrays).items()}
+        columns = under("column", arrays)
+        found = {name: (a.shape, a.dtype) for name, a in columns.items()}
         own = {name: ((*rows, *c.shape[1:]), c.dtype) for name, c in self._columns.items()}
         differing = sorted(n for n in found.keys() | own.keys() if found.get(n) != own.get(n))
         if differing:
@@ -137,13 +138,13 @@ class KeyTable:
         self._grow_to(len(sizes))
         data, ends = arrays["keys.bytes"].tobytes(), np.cumsum(sizes).tolist()
         keys = [data[e - n : e] for e, n in zip(ends, sizes.tolist(), strict=True)]
-        live = arrays["column.live"]
+        live = columns["live"]
         self._key = [key if alive else None for key, alive in zip(keys, live, strict=True)]
         self._slot = {key: slot for slot, key in enumerate(self._key) if key is not None}
         self._free = arrays["keys.free"].tolist()
         self._key_bytes = len(data)
         for name, column in self._columns.items():
-            column[: len(sizes)] = arrays[f"column.{name}"]
+            column[: len(sizes)] = columns[name]
 
     def _admit(self, key: bytes) -> int:
         if self._free:

@@ -155,7 +155,7 @@ class Pool:
     def skip(self, until: int) -> None:
         """Close all buckets before `until` at once as silent; what would land there is not scored.
 
-        For a silence longer than the whole ring, after its open buckets were closed one by one.
+        For a silence longer than is remembered, after its open buckets were closed one by one.
         """
         self.window.skip(until)
         self._column("due")[:] = np.nan

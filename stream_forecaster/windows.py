@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.calendar import Calendar
+from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
 from stream_forecaster.config import Resolution
 from stream_forecaster.keys import KeyTable
 
@@ -66,7 +66,7 @@ class Window:
         self.closed = _UNSET
         self._table, self._calendar, self._is_mean = table, calendar, is_mean
         # A span of s ms touches at most s // step + 2 buckets; a local day may have 23 hours.
-        shortest_ms = resolution.step_ms - 3_600_000 * (resolution.step_ms % 86_400_000 == 0)
+        shortest_ms = resolution.step_ms - HOUR_MS * (resolution.step_ms % DAY_MS == 0)
         self.open = open_span_ms // shortest_ms + 2
         self.size = self.context + self.open + 1
         self._name = f"window.{resolution.step_ms}"

@@ -15,7 +15,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, OffsetSpec
 from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from stream_forecaster.config import DAY_MS, Settings
+from stream_forecaster.calendar import DAY_MS
+from stream_forecaster.config import Settings
 from stream_forecaster.edge.connection import (
     CALL_TIMEOUT_MS,
     client_settings,

@@ -16,9 +16,9 @@ PACKAGE = Path(stream_forecaster.__file__).parent
 
 LIST = (
     "errors",
+    "calendar",
     "config",
     "records",
-    "calendar",
     "events",
     "keys",
     "windows",
