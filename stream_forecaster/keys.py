@@ -9,6 +9,7 @@ gets depends on the log alone.
 """
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class KeyTable:
         self._free: list[int] = []
         self._columns: dict[str, NDArray[Any]] = {}
         self._fill: dict[str, float] = {}
+        self._most: dict[str, int | None] = {}
         self._key_bytes = 0
         self._capacity = _FIRST_CAPACITY
         self.add("last_seen_ms", dtype=np.int64, fill=-1)
@@ -49,7 +51,10 @@ class KeyTable:
         return key in self._slot
 
     def __getitem__(self, column: str) -> NDArray[Any]:
-        """The column's rows in use, a view: (size, ...). Rows without a key hold its fill."""
+        """The column's rows in use, a view: (size, ...), of a bounded one at most its bound.
+
+        Rows without a key hold the column's fill.
+        """
         return self._columns[column][: self.size]
 
     @property
@@ -67,14 +72,40 @@ class KeyTable:
         """Bytes of all columns as allocated, and of the keys themselves."""
         return sum(column.nbytes for column in self._columns.values()) + self._key_bytes
 
+    def bytes_for(self, keys: int) -> dict[str, int]:
+        """What each column would take if so many keys came one after the other."""
+        capacity = _FIRST_CAPACITY
+        while capacity < keys:
+            capacity = _grown(capacity)
+        return {
+            name: self._bounded(name, capacity) * column.dtype.itemsize * prod(column.shape[1:])
+            for name, column in self._columns.items()
+        }
+
     def add(
-        self, name: str, shape: tuple[int, ...] = (), *, dtype: DTypeLike, fill: float = 0
+        self,
+        name: str,
+        shape: tuple[int, ...] = (),
+        *,
+        dtype: DTypeLike,
+        fill: float = 0,
+        most: int | None = None,
     ) -> None:
-        """Add a column of rows of `shape`, each `fill` until written."""
+        """Add a column of rows of `shape`, each `fill` until written.
+
+        Args:
+            name: of the column.
+            shape: of one row.
+            dtype: of its cells.
+            fill: what a row holds until it is written.
+            most: only the first so many slots have a row: for what is too dear to keep of every
+                key. The slot decides, so it depends on the log alone who has one.
+        """
         if name in self._columns:
             raise ValueError(f"column {name!r} exists")
-        self._fill[name] = fill
-        self._columns[name] = self._extended(np.empty((0, *shape), dtype), fill)
+        self._fill[name], self._most[name] = fill, most
+        self._columns[name] = np.empty((0, *shape), dtype)
+        self._extend(name)
 
     def intern(self, keys: Sequence[bytes], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
         """The slots (N,) of `keys` (N,), new ones where needed, and note when they were seen."""
@@ -125,17 +156,20 @@ class KeyTable:
         Raises:
             ValueError: the columns are not those of `arrays`, or this table has more rows.
         """
-        rows = (len(arrays["keys.sizes"]),)
+        rows = len(arrays["keys.sizes"])
         columns = under("column", arrays)
         found = {name: (a.shape, a.dtype) for name, a in columns.items()}
-        own = {name: ((*rows, *c.shape[1:]), c.dtype) for name, c in self._columns.items()}
+        own = {
+            name: ((self._bounded(name, rows), *c.shape[1:]), c.dtype)
+            for name, c in self._columns.items()
+        }
         differing = sorted(n for n in found.keys() | own.keys() if found.get(n) != own.get(n))
         if differing:
             raise ValueError(f"not the columns of this table: {', '.join(differing)}")
-        if self.size > rows[0]:
-            raise ValueError(f"a table of {self.size} rows cannot become one of {rows[0]}")
+        if self.size > rows:
+            raise ValueError(f"a table of {self.size} rows cannot become one of {rows}")
         sizes = arrays["keys.sizes"]
-        self._grow_to(len(sizes))
+        self._grow_to(rows)
         data, ends = arrays["keys.bytes"].tobytes(), np.cumsum(sizes).tolist()
         keys = [data[e - n : e] for e, n in zip(ends, sizes.tolist(), strict=True)]
         live = columns["live"]
@@ -144,7 +178,7 @@ class KeyTable:
         self._free = arrays["keys.free"].tolist()
         self._key_bytes = len(data)
         for name, column in self._columns.items():
-            column[: len(sizes)] = columns[name]
+            column[:rows] = columns[name]
 
     def _admit(self, key: bytes) -> int:
         if self._free:
@@ -166,23 +200,32 @@ class KeyTable:
         self._free.append(slot)
         self._key_bytes -= len(key)
         for name, column in self._columns.items():
-            column[slot] = self._fill[name]
+            column[slot : slot + 1] = self._fill[name]
         return key
 
     def _grow_to(self, rows: int) -> None:
         if rows <= self._capacity:
             return
-        self._capacity = max(rows, self._capacity + self._capacity // 2)
-        for name, column in self._columns.items():
-            self._columns[name] = self._extended(column, self._fill[name])
+        self._capacity = max(rows, _grown(self._capacity))
+        for name in self._columns:
+            self._extend(name)
 
-    def _extended(self, column: NDArray[Any], fill: float) -> NDArray[Any]:
+    def _extend(self, name: str) -> None:
         # np.zeros, unlike np.full, does not touch memory before it is used.
-        longer = np.zeros((self._capacity, *column.shape[1:]), column.dtype)
+        column, fill = self._columns[name], self._fill[name]
+        longer = np.zeros((self._bounded(name, self._capacity), *column.shape[1:]), column.dtype)
         longer[: len(column)] = column
         if fill != 0:
             longer[len(column) :] = fill
-        return longer
+        self._columns[name] = longer
+
+    def _bounded(self, name: str, rows: int) -> int:
+        most = self._most[name]
+        return rows if most is None else min(rows, most)
+
+
+def _grown(capacity: int) -> int:
+    return capacity + capacity // 2
 
 
 def nested(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

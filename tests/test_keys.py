@@ -15,12 +15,15 @@ _keys = st.one_of(
     st.sampled_from([b"ann", b"bob", b"cyd"]), st.binary(min_size=1, max_size=3), st.just(b"\x00")
 )
 _times_ms = st.integers(0, 1_000)
+_MOST = 20
+"""Rows of the bounded column: more than a few keys, fewer than a crowd."""
 
 
 def _table() -> KeyTable:
     table = KeyTable()
     table.add("visits", dtype=np.int64)
     table.add("levels", (2, 3), dtype=np.float32, fill=np.nan)
+    table.add("dear", (2,), dtype=np.float32, fill=np.nan, most=_MOST)
     return table
 
 
@@ -40,9 +43,14 @@ class Keys(RuleBasedStateMachine):
         new = {key for key in keys if key not in self.model}
         slots = self.table.intern(keys, np.array([time_ms for _, time_ms in seen], np.int64))
         for key in new:
-            assert np.isnan(self.table["levels"][self.table.slot(key)]).all()
+            slot = self.table.slot(key)
+            assert slot is not None
+            assert np.isnan(self.table["levels"][slot]).all()
+            assert np.isnan(self.table["dear"][slot : slot + 1]).all()
         np.add.at(self.table["visits"], slots, 1)
         self.table["levels"][slots] = 1.0
+        first = slots[slots < _MOST]
+        self.table["dear"][first] = first[:, None]
         assert [self.table.key(int(slot)) for slot in slots] == keys
         for key, time_ms in seen:
             row = self.model.setdefault(key, [-1, 0])
@@ -97,6 +105,7 @@ class Keys(RuleBasedStateMachine):
             assert self.table["last_seen_ms"][slot] == seen_ms
             assert self.table["visits"][slot] == visits
             assert (self.table["levels"][slot] == 1.0).all()
+            assert (self.table["dear"][slot : slot + 1] == slot).all()
         assert self.table.size <= self.most_keys
 
     @invariant()
@@ -106,11 +115,18 @@ class Keys(RuleBasedStateMachine):
         assert (self.table["last_seen_ms"][free] == -1).all()
         assert (self.table["visits"][free] == 0).all()
         assert np.isnan(self.table["levels"][free]).all()
+        assert np.isnan(self.table["dear"][free[:_MOST]]).all()
+
+    @invariant()
+    def only_the_first_slots_have_rows_of_a_bounded_column(self) -> None:
+        """As many as there are rows in use, up to its bound."""
+        assert self.table["dear"].shape == (min(self.table.size, _MOST), 2)
 
     @invariant()
     def bytes_are_counted(self) -> None:
         """At least what the rows in use and the keys take; not for ever more."""
-        used = sum(self.table[name].nbytes for name in ("last_seen_ms", "live", "visits", "levels"))
+        names = ("last_seen_ms", "live", "visits", "levels", "dear")
+        used = sum(self.table[name].nbytes for name in names)
         keys = sum(len(key) for key in self.model)
         assert used + keys <= self.table.nbytes <= 2 * used + keys + 64 * 100
 
@@ -143,6 +159,30 @@ def test_a_column_added_late_starts_with_its_fill() -> None:
     table.intern([b"a", b"b"], np.array([1, 1]))
     table.add("late", (2,), dtype=np.int32, fill=7)
     assert table["late"].tolist() == [[7, 7], [7, 7]]
+
+
+def test_a_bounded_column_added_late_has_no_more_than_its_rows() -> None:
+    """Of a table that has outgrown it already, and it does not grow with the table."""
+    table = _table()
+    table.intern([b"%d" % i for i in range(200)], np.zeros(200, np.int64))
+    before = table.nbytes
+    table.add("late", (1000,), dtype=np.float64, fill=7, most=3)
+    assert table.nbytes - before == 3 * 8000
+    assert table["late"].shape == (3, 1000)
+    assert (table["late"] == 7).all()
+    table.intern([b"%d" % i for i in range(2000)], np.zeros(2000, np.int64))
+    assert table["late"].shape == (3, 1000)
+
+
+def test_a_table_with_another_bound_does_not_take_over() -> None:
+    """Its rows would be of other keys than those that had them, or none."""
+    table, other = _table(), KeyTable()
+    table.intern([b"%d" % i for i in range(50)], np.zeros(50, np.int64))
+    other.add("visits", dtype=np.int64)
+    other.add("levels", (2, 3), dtype=np.float32, fill=np.nan)
+    other.add("dear", (2,), dtype=np.float32, fill=np.nan, most=_MOST + 1)
+    with pytest.raises(ValueError, match="dear"):
+        other.restore(table.arrays())
 
 
 def test_a_column_is_added_once() -> None:
