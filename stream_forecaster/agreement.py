@@ -1,0 +1,328 @@
+"""Agreement across scales: the day is what has come of it and what its hours will bring.
+
+Theory of operation. At a hop every resolution has a path. The finest begins at the hop; a coarser
+one was issued when its last bucket closed, and its first step is the bucket that is still open:
+
+    hop                       │
+    minutes                   ├─┼─┼─┼─┼─┼─┼─┼─┼─┼─┼─┤
+    hours       ├─ observed ──┼─ left ┼───────────────┼───────────────┤
+
+What was observed of the open bucket is a fact; only what is left of it is a forecast. So that all
+paths begin at the hop, paths are turned into *amounts*, those of an open bucket without what was
+observed. A coarse step is *covered* where finer steps reach to its end. Where they do not even
+reach to the end of the open bucket, that is filled up with its own path's share of the time, the
+*rest*, as if it were one more finer step.
+
+1. *Up*, from fine to coarse: the sum f of the finer steps meets the coarse step's own forecast c,
+   and becomes f + slope (c - f). For the open bucket that is the nowcast.
+2. *Down*, from coarse to fine: what has become of a coarse step is spread over its finer steps, so
+   that they sum to it. Counts are scaled, and stay positive; real values are moved in proportion
+   to their expected squared error.
+
+At its issue a coarse path knows as much as the finer one; from then on the finer one learns more.
+So what is kept of c is the gap, c - f at the issue, and later c is f and the gap, of the open
+bucket its share of the time left. (The path's own share of that time would not do: half of a day is
+not half of its flights.)
+
+The slope is the regression of f's landed error on c - f, by key, shrunk to the population and to a
+prior: one half when the coarse bucket begins, and less as it goes by. It is learned for each of the
+bucket's quarters. A coarse path that errs more than its finer one thus loses its say.
+
+With the aggregate "mean" an amount is a time integral (value x time), since nobody knows how many
+events a bucket will have: the mean of a day's hours, weighted by time, is the day's, which is true
+as far as events come evenly.
+
+Sources: temporal hierarchies, Athanasopoulos et al. 2017; shrinking towards coherence by the
+forecasts' errors, Wickramasuriya et al. 2019, done here on one edge of the tree at a time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_forecaster.calendar import Calendar
+from stream_forecaster.config import Resolution
+from stream_forecaster.keys import KeyTable
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+_QUARTERS = 4
+_DISCOUNT = 0.98
+_PRIOR_BUCKETS = 20.0
+"""How many of a key's own landed buckets weigh as much as the population's experience."""
+_PRIOR_SLOPE = 0.5 * (1 - np.arange(_QUARTERS) / _QUARTERS) ** 2
+_RIDGE = 0.5
+"""The prior's weight, in squared expected errors: paths that differ little teach little."""
+_LARGEST = 3.0
+"""Errors count for at most so many expected ones: a burst must not decide the slope."""
+_NOTHING = 1e-9
+"""A count so small is none, and nothing to scale by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The steps of one resolution's path, as a hop finds them.
+
+    Attributes:
+        left_ms: (H,) how long each lasts from the hop on.
+        elapsed_ms: how long the first has lasted before; 0 if it begins at the hop.
+        covered: (J,) the steps that finer ones add up to; none at the finest resolution.
+        first: (J,) the first finer step of each.
+        sizes: (J,) how many finer steps each has, the rest included.
+        rest: share of what is left of the first step that finer ones do not reach. If above zero,
+            the first is the only one covered.
+    """
+
+    left_ms: Int64
+    elapsed_ms: int
+    covered: Int64
+    first: Int64
+    sizes: Int64
+    rest: float
+
+    @property
+    def open_share(self) -> float:
+        """Share of the first step that is left."""
+        return float(self.left_ms[0] / (self.left_ms[0] + self.elapsed_ms))
+
+    @property
+    def quarter(self) -> int:
+        """How many quarters of the first step have gone by."""
+        return _QUARTERS * self.elapsed_ms // int(self.left_ms[0] + self.elapsed_ms)
+
+
+def steps_at(
+    hop_ms: int, calendar: Calendar, resolutions: Sequence[Resolution]
+) -> tuple[Steps, ...]:
+    """The steps of all resolutions at a hop, finest first.
+
+    A finer step belongs to the coarse one that it begins in. It also ends there, save where local
+    midnight is no full hour (as in India): there a day is made up of the hours that begin in it.
+    """
+    steps: list[Steps] = []
+    finer_ms = np.array([hop_ms])  # edges of the finer steps, here none
+    for resolution in resolutions:
+        step_ms, horizon = resolution.step_ms, resolution.horizon
+        index = int(calendar.index(hop_ms, step_ms))
+        start_ms = calendar.start(index + np.arange(horizon + 1), step_ms)
+        edges_ms = np.maximum(start_ms, hop_ms)
+        owner = calendar.index(finer_ms[:-1], step_ms) - index
+        owner = owner[owner < horizon]
+        is_covered = (owner == 0) | (edges_ms[owner + 1] <= finer_ms[-1])
+        covered, first, sizes = np.unique(owner[is_covered], return_index=True, return_counts=True)
+        rest = 0.0
+        if steps and finer_ms[-1] < edges_ms[1]:
+            rest = float((edges_ms[1] - finer_ms[-1]) / (edges_ms[1] - hop_ms))
+            sizes = sizes + 1
+        elapsed_ms = hop_ms - int(start_ms[0])
+        steps.append(Steps(np.diff(edges_ms), elapsed_ms, covered, first, sizes, rest))
+        finer_ms = edges_ms
+    return tuple(steps)
+
+
+class Agreement:
+    """Reconciles the paths of R resolutions, and learns how far to trust the coarse ones."""
+
+    def __init__(
+        self, table: KeyTable, resolutions: Sequence[Resolution], *, is_count: bool, is_mean: bool
+    ) -> None:
+        self._table, self._is_count, self._is_mean = table, is_count, is_mean
+        self._names = [f"agreement.{resolution.step_ms}" for resolution in resolutions]
+        for name, (finer, coarse) in zip(self._names[1:], pairwise(resolutions), strict=True):
+            # Two more than a horizon holds: the open bucket, and a short day.
+            most = finer.horizon * finer.step_ms // coarse.step_ms + 2
+            table.add(f"{name}.gap", (min(most, coarse.horizon),), dtype=np.float32)
+            # Of the open bucket, f, c and c's expected error.
+            table.add(f"{name}.held", (_QUARTERS, 3), dtype=np.float32, fill=np.nan)
+            # Sums of f's error x (c - f) and of (c - f)^2; buckets.
+            table.add(f"{name}.landed", (_QUARTERS, 3), dtype=np.float32)
+        self._population = np.zeros((len(resolutions), _QUARTERS, 3))
+
+    def agree(
+        self,
+        slots: Int64 | slice,
+        steps: Sequence[Steps],
+        means: Sequence[Float64],
+        errors: Sequence[Float64],
+        observed: Sequence[Float64],
+    ) -> list[Float64]:
+        """The R means (B, H), reconciled.
+
+        What is said of an open bucket at the first hop of each quarter is kept until it closes.
+        Asked again at the same hop, it says the same.
+
+        Args:
+            slots: which keys (B,).
+            steps: of each resolution, finest first, by `steps_at`.
+            means: R times (B, H), the paths as they were issued.
+            errors: R times (B, H), the mean |residual| to expect of them; above zero.
+            observed: R times (B,), what came of the first step before the hop: the sum of its
+                events, or with aggregate "mean" their mean, NaN if there were none. Not asked of
+                a step that begins at the hop, like the finest's.
+        """
+        amounts = [mean * self._weight(s) for mean, s in zip(means, steps, strict=True)]
+        if self._is_count:
+            amounts = [np.where(amount > _NOTHING, amount, 0.0) for amount in amounts]
+        squares = [(e * self._weight(s)) ** 2 for e, s in zip(errors, steps, strict=True)]
+        parts = [amounts[0]]  # of each resolution: the finer steps and the rest, as they go up
+        for r in range(1, len(steps)):
+            parts.append(_with_rest(amounts[r - 1], amounts[r], steps[r]))
+            fine, own = _totals(parts[r], steps[r]), amounts[r][:, steps[r].covered]
+            own = self._renewed(r, slots, steps[r], fine, own)
+            said = (self._open(side[:, 0], steps[r], observed[r]) for side in (fine, own))
+            self._hold(r, slots, steps[r].quarter, np.stack([*said, errors[r][:, 0]], axis=1))
+            slope = self._slope(r, slots)[:, steps[r].quarter, None]
+            amounts[r][:, steps[r].covered] = fine + slope * (own - fine)
+        for r in range(len(steps) - 1, 0, -1):
+            share = _with_rest(squares[r - 1], squares[r], steps[r])
+            share = parts[r] if self._is_count else share
+            moved = _moved(parts[r], share, amounts[r][:, steps[r].covered], steps[r])
+            reach = moved.shape[1] - (steps[r].rest > 0)
+            amounts[r - 1][:, :reach] = moved[:, :reach]
+        return [self._means(a, s, o) for a, s, o in zip(amounts, steps, observed, strict=True)]
+
+    def learn(self, r: int, truth: Float64) -> None:
+        """Take in the values (K,) of the bucket of resolution `r` that has just closed.
+
+        NaN where missing, or where what was said of it is to be forgotten unscored.
+        """
+        held = self._table[f"{self._names[r]}.held"]
+        fine, own, unit = np.moveaxis(held.astype(np.float64), 2, 0)  # (K, quarters) each
+        error = np.clip((truth[:, None] - fine) / unit, -_LARGEST, _LARGEST)
+        gap = error - np.clip((truth[:, None] - own) / unit, -_LARGEST, _LARGEST)
+        news = np.stack([error * gap, gap**2, np.ones_like(gap)], axis=2)
+        known = ~np.isnan(gap)
+        news = np.where(known[:, :, None], news, 0.0)
+        landed, count = self._table[f"{self._names[r]}.landed"], known.sum(axis=0)
+        landed *= np.where(known, _DISCOUNT, 1.0)[:, :, None]
+        landed += news
+        self._population[r] *= np.where(count > 0, _DISCOUNT, 1.0)[:, None]
+        self._population[r] += news.sum(axis=0) / np.maximum(count, 1)[:, None]
+        held[:] = np.nan
+        self._table[f"{self._names[r]}.gap"][:] = 0.0
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is kept of the population."""
+        return {"population": self._population}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take `arrays` back."""
+        self._population[:] = arrays["population"]
+
+    def _weight(self, steps: Steps) -> Float64:
+        """(H,) what turns a mean into an amount."""
+        if self._is_mean:
+            # A local date that was left out (Samoa, 2011) lasts no time at all.
+            return np.maximum(steps.left_ms, 1).astype(np.float64)
+        weight = np.ones(len(steps.left_ms))
+        weight[0] = steps.open_share
+        return weight
+
+    def _means(self, amounts: Float64, steps: Steps, observed: Float64) -> Float64:
+        """Amounts (B, H) as means, the open bucket with what was observed."""
+        means = amounts / self._weight(steps) if self._is_mean else amounts.copy()
+        means[:, 0] = self._open(amounts[:, 0], steps, observed)
+        return means
+
+    def _open(self, amount: Float64, steps: Steps, observed: Float64) -> Float64:
+        """(B,) the value of the first step, of what was observed of it and the amount left."""
+        if not self._is_mean:
+            return observed + amount if steps.elapsed_ms else amount
+        elapsed_ms = np.where(np.isnan(observed), 0, steps.elapsed_ms)
+        value: Float64 = np.nan_to_num(observed) * elapsed_ms + amount
+        value /= elapsed_ms + steps.left_ms[0]
+        return value
+
+    def _renewed(
+        self, r: int, slots: Int64 | slice, steps: Steps, fine: Float64, own: Float64
+    ) -> Float64:
+        """(B, J) what the coarse path would say of its covered steps if it were issued now."""
+        gaps = self._table[f"{self._names[r]}.gap"]
+        if not steps.elapsed_ms:
+            gap = np.zeros((len(own), gaps.shape[1]))
+            gap[:, steps.covered] = own - fine
+            gaps[slots] = gap
+            return own
+        gap = gaps[slots][:, steps.covered].astype(np.float64)
+        gap[:, 0] *= steps.open_share
+        return np.maximum(fine + gap, 0.0) if self._is_count else fine + gap
+
+    def _hold(self, r: int, slots: Int64 | slice, quarter: int, said: Float64) -> None:
+        """Keep what was `said` (B, 3) of an open bucket, unless its quarter has been spoken of."""
+        held = self._table[f"{self._names[r]}.held"]
+        before = held[slots, quarter]
+        held[slots, quarter] = np.where(np.isnan(before), said, before)
+
+    def _slope(self, r: int, slots: Int64 | slice) -> Float64:
+        """(B, quarters) how far a coarse step's own forecast draws the sum of its finer steps."""
+        own = self._table[f"{self._names[r]}.landed"][slots].astype(np.float64)
+        population = self._population[r] / np.maximum(self._population[r, :, 2:], 1.0)
+        product, square, count = np.moveaxis(own + _PRIOR_BUCKETS * population, 2, 0)
+        ridge = _RIDGE * np.maximum(count, 1.0)
+        slope: Float64 = (product + ridge * _PRIOR_SLOPE) / (square + ridge)
+        return np.clip(slope, 0.0, 1.0)
+
+
+def follow(
+    quantiles: Float64,
+    mean: Float64,
+    agreed: Float64,
+    steps: Steps,
+    observed: Float64,
+    *,
+    is_count: bool,
+) -> Float64:
+    """Quantiles (B, H, Q) moved along as their means (B, H) moved to `agreed`.
+
+    They ascend if they did. Those of the first step draw in as it goes by: variance grows with the
+    mean of counts, and with time for real values; a count is never below what was `observed` (B,).
+
+    Any of a path's steps may be asked for that begin with its first.
+    """
+    if is_count:
+        factor = np.ones_like(mean)
+        np.divide(agreed, mean, out=factor, where=mean > _NOTHING)
+        moved = quantiles * factor[:, :, None]
+    else:
+        moved = quantiles + (agreed - mean)[:, :, None]
+    if steps.elapsed_ms:
+        now = agreed[:, :1]
+        if is_count:
+            share = 1 - observed[:, None] / np.maximum(now, _NOTHING)
+        else:
+            share = np.where(np.isnan(observed), 1.0, steps.open_share)[:, None]
+        moved[:, 0] = now + np.sqrt(np.clip(share, 0.0, 1.0)) * (moved[:, 0] - now)
+        if is_count:
+            np.maximum(moved[:, 0], observed[:, None], out=moved[:, 0])
+    return moved
+
+
+def _with_rest(finer: Float64, own: Float64, steps: Steps) -> Float64:
+    """(B, sum of sizes) the finer steps that are added up, and the rest if there is one."""
+    size = int(steps.sizes.sum())
+    if not steps.rest:
+        return finer[:, :size]
+    return np.column_stack([finer[:, : size - 1], own[:, 0] * steps.rest])
+
+
+def _totals(parts: Float64, steps: Steps) -> Float64:
+    """(B, J) the sum of each covered step's parts."""
+    total: Float64 = np.add.reduceat(parts, steps.first, axis=1)
+    return total
+
+
+def _moved(parts: Float64, share: Float64, target: Float64, steps: Steps) -> Float64:
+    """The parts, so moved that they sum to `target` (B, J): each by its `share` of the change.
+
+    Where a step has nothing to share by, its parts move alike.
+    """
+    whole = _totals(share, steps)
+    evenly = whole <= 0
+    change = (target - _totals(parts, steps)) / np.where(evenly, steps.sizes, whole)
+    share = np.where(np.repeat(evenly, steps.sizes, axis=1), 1.0, share)
+    return parts + np.repeat(change, steps.sizes, axis=1) * share
