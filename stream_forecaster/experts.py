@@ -9,7 +9,8 @@ by `arrays` for the checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,19 @@ from typing_extensions import override
 
 from stream_forecaster.calendar import DAY_MS, HOUR_MS, WEEK_MS, Calendar
 from stream_forecaster.config import Resolution
+from stream_forecaster.dlinear import DLinear
 from stream_forecaster.keys import KeyTable
+from stream_forecaster.regression import RIDGE, RIDGE_LONG, RidgeAr, RidgePerKey, Scale
+from stream_forecaster.river_adapter import RiverForecaster
 from stream_forecaster.windows import Window
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Slots = Int64 | slice
 
+_FEWEST_LAGS = 4
+_SATURDAY = 5
+_DAY_TYPES = 3
 _LONGEST_PROFILE = 168
 """Phases kept per key and season: an hour-of-week profile, the longest that pays for itself."""
 
@@ -78,7 +85,7 @@ class LastValue(Expert):
 
 
 class MovingAverage(Expert):
-    """The window's incremental moving average."""
+    """The window's incremental moving average, over the whole context."""
 
     name = "moving_average"
 
@@ -93,6 +100,32 @@ class MovingAverage(Expert):
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         del index, ahead
         return self._window.moving_average(slots)[:, None]
+
+
+class ShortAverage(Expert):
+    """The mean of a key's newest values, three of them at most."""
+
+    name = "ma_3"
+    _buckets = 3
+
+    def __init__(self, table: KeyTable, prefix: str) -> None:
+        self._table, self._column = table, f"{prefix}.{self.name}"
+        # Not the window's: its context may be shorter, and one gather of all cells costs more.
+        table.add(self._column, (self._buckets,), dtype=np.float64, fill=np.nan)
+
+    @override
+    def learn(self, index: int, value: Float64) -> None:
+        del index
+        newest, seen = self._table[self._column], ~np.isnan(value)
+        newest[seen] = np.concatenate([newest[seen, 1:], value[seen, None]], axis=1)
+
+    @override
+    def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
+        del index, ahead
+        newest = self._table[self._column][slots]
+        known = ~np.isnan(newest)
+        total, count = np.where(known, newest, 0.0).sum(axis=1), known.sum(axis=1)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)[:, None]
 
 
 class Ewma(Expert):
@@ -120,45 +153,95 @@ class Ewma(Expert):
         return _flat(np.where(state[:, 1] > 0, state[:, 0], np.nan))
 
 
-class Seasonal(Expert):
-    """Exponential smoothing of each phase of a local day or week on its own.
+@dataclass(frozen=True, slots=True)
+class Season:
+    """What comes again.
 
-    Its phases are as wide as the step, or an hour where that would be more than 168 of them. Within
-    a key's first period a wide phase is the plain mean of its buckets so far.
+    Attributes:
+        name: the expert's.
+        cycle: a local day, a local week, or a day of the same type: Monday to Friday, Saturday, or
+            Sunday.
+        rate: weight of a phase's newest visit.
     """
 
-    def __init__(
-        self, table: KeyTable, calendar: Calendar, window: Window, period_ms: int, rate: float
-    ) -> None:
+    name: str
+    cycle: Literal["day", "week", "day_type"]
+    rate: float
+
+    @property
+    def period_ms(self) -> int:
+        """Time in which the phases are passed through once."""
+        return WEEK_MS if self.cycle == "week" else DAY_MS
+
+
+class Seasonal(Expert):
+    """Exponential smoothing of each phase of a season on its own.
+
+    Its phases are as wide as the step, or an hour where that would be more than 168 of them. While
+    a key visits a wide phase for the first time, that is the plain mean of its buckets so far. What
+    was never seen of a Saturday or a Sunday is expected to be as from Monday to Friday.
+    """
+
+    def __init__(self, table: KeyTable, calendar: Calendar, window: Window, season: Season) -> None:
         step_ms = window.step_ms
-        self.name = "seasonal_day" if period_ms == DAY_MS else "seasonal_week"
+        self.name = season.name
         self._table, self._calendar, self._window = table, calendar, window
-        self._period_ms, self._step_ms = period_ms, step_ms
-        self._width_ms = step_ms if period_ms // step_ms <= _LONGEST_PROFILE else HOUR_MS
+        self._season, self._step_ms = season, step_ms
+        few = season.period_ms // step_ms <= _LONGEST_PROFILE
+        self._width_ms = step_ms if few else HOUR_MS
+        self._phases = season.period_ms // self._width_ms
         self._column = f"experts.{step_ms}.{self.name}"
         # A phase wider than the step is visited several times a period: slower per visit.
-        self._rate = rate * step_ms / self._width_ms
-        table.add(self._column, (period_ms // self._width_ms,), dtype=np.float32, fill=np.nan)
+        self._rate = season.rate * step_ms / self._width_ms
+        types = _DAY_TYPES if season.cycle == "day_type" else 1
+        table.add(self._column, (types * self._phases,), dtype=np.float32, fill=np.nan)
 
     @override
     def learn(self, index: int, value: Float64) -> None:
-        smoothed = self._table[self._column][:, int(self._phase(np.array([index]))[0])]
         start_ms = int(self._calendar.start(index, self._step_ms))
         visits = int(self._calendar.local(start_ms)) % self._width_ms // self._step_ms + 1
+        smoothed = self._table[self._column][:, int(self._cell(np.array([index]))[0])]
         age = self._window.age()
-        in_first_period = age <= self._period_ms // self._step_ms
-        rate = np.where(in_first_period, 1 / np.clip(age, 1, visits), self._rate)
+        is_first_visit = age <= self._since_last_ms(start_ms) // self._step_ms
+        rate = np.where(is_first_visit, 1 / np.clip(age, 1, visits), self._rate)
         new = smoothed + rate * (value - smoothed)
         np.copyto(smoothed, np.where(np.isnan(smoothed), value, new), where=~np.isnan(value))
 
     @override
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
-        profile = self._table[self._column][slots]
-        return profile[:, self._phase(index + ahead)].astype(np.float64)
+        profile, cell = self._table[self._column][slots], self._cell(index + ahead)
+        said = profile[:, cell]
+        if self._season.cycle == "day_type":
+            said = np.where(np.isnan(said), profile[:, cell % self._phases], said)
+        return said.astype(np.float64)
 
-    def _phase(self, index: Int64) -> Int64:
-        start = self._calendar.start(index, self._step_ms)
-        return self._calendar.phase(start, self._period_ms, self._width_ms)
+    def _cell(self, index: Int64) -> Int64:
+        """Where in the profile buckets (N,) are."""
+        start_ms = self._calendar.start(index, self._step_ms)
+        phase = self._calendar.phase(start_ms, self._season.period_ms, self._width_ms)
+        if self._season.cycle == "day_type":
+            phase += self._phases * _day_type(self._weekday(start_ms))
+        return phase
+
+    def _since_last_ms(self, start_ms: int) -> int:
+        """Time since this phase's previous visit."""
+        if self._season.cycle != "day_type":
+            return self._season.period_ms
+        weekday = int(self._weekday(np.array([start_ms]))[0])
+        return DAY_MS * (3 if weekday == 0 else 1 if weekday < _SATURDAY else 7)
+
+    def _weekday(self, start_ms: Int64) -> Int64:
+        """From Monday, 0."""
+        return self._calendar.phase(start_ms, WEEK_MS, DAY_MS)
+
+
+_SEASONS = (
+    Season("seasonal_day", "day", 0.15),
+    Season("seasonal_week", "week", 0.25),
+    Season("day_type_fast", "day_type", 0.15),
+    Season("day_type_slow", "day_type", 0.05),
+)
+_EWMAS = (("ewma_fast", 0.3), ("ewma_medium", 0.1), ("ewma_slow", 0.02))
 
 
 class Population(Expert):
@@ -210,24 +293,68 @@ class Population(Expert):
 
 
 def pool(
-    table: KeyTable, calendar: Calendar, window: Window, resolution: Resolution
+    table: KeyTable,
+    calendar: Calendar,
+    window: Window,
+    resolution: Resolution,
+    *,
+    lean: bool = False,
+    river: Sequence[str] = (),
 ) -> Sequence[Expert]:
-    """The experts of one resolution, in the order in which fusion keeps their weights."""
+    """The experts of one resolution, in the order in which fusion keeps their weights.
+
+    Args:
+        table: where the experts keep what they know of each key.
+        calendar: numbers the buckets.
+        window: the resolution's.
+        resolution: step, context and horizon.
+        lean: without those that are missed least, for many keys.
+        river: names of classes in `river.time_series` that join in, for the first keys.
+
+    Raises:
+        ValueError: river has no such forecaster.
+    """
     prefix = f"experts.{resolution.step_ms}"
-    seasons = [
-        Seasonal(table, calendar, window, period_ms, rate)
-        for period_ms, rate in ((DAY_MS, 0.15), (WEEK_MS, 0.25))
-        if resolution.step_ms < period_ms and period_ms % resolution.step_ms == 0
-    ]
     return (
         LastValue(table, prefix),
         MovingAverage(window),
-        Ewma(table, prefix, "ewma_fast", 0.3),
-        Ewma(table, prefix, "ewma_medium", 0.1),
-        Ewma(table, prefix, "ewma_slow", 0.02),
-        *seasons,
+        ShortAverage(table, prefix),
+        *(Ewma(table, prefix, name, rate) for name, rate in _EWMAS[: 1 if lean else None]),
+        *_seasonal(table, calendar, window, lean=lean),
         Population(table, prefix, resolution.horizon),
+        *_regressions(table, calendar, window, resolution.horizon, lean=lean),
+        *(RiverForecaster(table, window.step_ms, resolution.horizon, name) for name in river),
     )
+
+
+def _seasonal(table: KeyTable, calendar: Calendar, window: Window, *, lean: bool) -> list[Expert]:
+    """The seasons longer than the step that are a number of steps."""
+    return [
+        Seasonal(table, calendar, window, season)
+        for season in _SEASONS[: -1 if lean else None]
+        if window.step_ms < season.period_ms and season.period_ms % window.step_ms == 0
+    ]
+
+
+def _regressions(
+    table: KeyTable, calendar: Calendar, window: Window, horizon: int, *, lean: bool
+) -> list[Expert]:
+    """What fits the context: a regression needs room for its lags before H labels."""
+    room = window.context - horizon
+    if room < _FEWEST_LAGS:
+        return []
+    scale = Scale(table, f"experts.{window.step_ms}")
+    found: list[Expert] = [RidgeAr(calendar, window, horizon, scale, RIDGE)]
+    if 2 * room >= 3 * RIDGE.lags:
+        found.append(RidgeAr(calendar, window, horizon, scale, RIDGE_LONG))
+    # Of a bounded number of keys, so that a lean pool can afford it, and dear to go without.
+    found.append(RidgePerKey(table, calendar, window, horizon, scale))
+    return found if lean else [*found, DLinear(window, horizon, scale)]
+
+
+def _day_type(weekday: Int64) -> Int64:
+    """0 from Monday to Friday, 1 on Saturday, 2 on Sunday."""
+    return np.clip(weekday - _SATURDAY + 1, 0, _DAY_TYPES - 1)
 
 
 def _flat(level: NDArray[np.floating[Any]]) -> Float64:

@@ -1,13 +1,26 @@
 """What each expert says, worked out by hand. What holds of all is in `laws/test_experts.py`."""
 
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from stream_forecaster.calendar import DAY_MS, HOUR_MS, WEEK_MS, Calendar
+from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
 from stream_forecaster.config import Resolution
-from stream_forecaster.experts import Ewma, Expert, LastValue, Population, Seasonal, pool
+from stream_forecaster.experts import (
+    Ewma,
+    Expert,
+    LastValue,
+    Population,
+    Season,
+    Seasonal,
+    ShortAverage,
+    pool,
+)
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.windows import Window
 
@@ -31,19 +44,29 @@ def _tell(expert: Expert, values: Sequence[float], first: int = 0) -> int:
 class _Season:
     """A seasonal expert of one key, with the window that tells it the key's age."""
 
-    def __init__(self, calendar: Calendar, step_ms: int, period_ms: int, rate: float) -> None:
+    def __init__(
+        self,
+        calendar: Calendar,
+        step_ms: int,
+        cycle: Literal["day", "week", "day_type"],
+        rate: float,
+    ) -> None:
         table = _table()
         resolution = Resolution.model_validate(
             {"step": f"{step_ms // 1000}s", "context": 10, "horizon": 3}
         )
         self.window = Window(table, calendar, resolution, open_span_ms=0, is_mean=False)
-        self.expert = Seasonal(table, calendar, self.window, period_ms, rate)
+        self.expert = Seasonal(table, calendar, self.window, Season("season", cycle, rate))
         self._calendar = calendar
 
     def tell(self, values: Sequence[float], first: int = 0) -> int:
         """Let the buckets from `first` on close with these values; the last one's index."""
         start_ms = int(self._calendar.start(first, self.window.step_ms))
         self.window.begin(start_ms)
+        return self.go_on(values, first)
+
+    def go_on(self, values: Sequence[float], first: int) -> int:
+        """The same for the buckets that come next."""
         for index, value in enumerate(values, first):
             start = self._calendar.start(np.array([index]), self.window.step_ms)
             self.window.absorb(np.array([0]), start, np.array([value]))
@@ -73,7 +96,7 @@ def test_a_season_repeats_the_same_time_of_day() -> None:
     """Tomorrow at this hour is as today at this hour, also on a day of 23 hours."""
     calendar = Calendar("Europe/Zurich")
     first = int(calendar.index(1_774_569_600_000, HOUR_MS))  # 27 March 2026 00:00 UTC
-    season = _Season(calendar, HOUR_MS, DAY_MS, 0.15)
+    season = _Season(calendar, HOUR_MS, "day", 0.15)
     hours = first + np.arange(24)
     wall_hour = calendar.phase(calendar.start(hours, HOUR_MS), DAY_MS, HOUR_MS)
     index = season.tell(wall_hour.astype(float).tolist(), first)
@@ -85,7 +108,7 @@ def test_a_season_repeats_the_same_time_of_day() -> None:
 
 def test_a_season_moves_towards_what_comes() -> None:
     """A fifteenth hundredth of the way at each visit."""
-    season = _Season(Calendar("UTC"), HOUR_MS, DAY_MS, 0.15)
+    season = _Season(Calendar("UTC"), HOUR_MS, "day", 0.15)
     index = season.tell([10.0] * 24 + [20.0] * 24)
     said = season.expert.predict(np.s_[:], index, _SOON)[0]
     np.testing.assert_allclose(said, 11.5, rtol=1e-6)
@@ -93,7 +116,7 @@ def test_a_season_moves_towards_what_comes() -> None:
 
 def test_a_wide_phase_begins_as_a_plain_mean() -> None:
     """An hour of minutes: what its first minute happened to be has no more say than the others."""
-    season = _Season(Calendar("UTC"), 60_000, DAY_MS, 0.15)
+    season = _Season(Calendar("UTC"), 60_000, "day", 0.15)
     season.tell([60.0, *([0.0] * 59), 7.0])
     said = season.expert.predict(np.s_[:], 60, np.array([1, 24 * 60 - 60]))[0]
     np.testing.assert_allclose(said, [7.0, 1.0], rtol=1e-5)
@@ -101,11 +124,84 @@ def test_a_wide_phase_begins_as_a_plain_mean() -> None:
 
 def test_a_phase_never_seen_has_no_opinion() -> None:
     """Honest when cold."""
-    season = _Season(Calendar("UTC"), DAY_MS, WEEK_MS, 0.25)
+    season = _Season(Calendar("UTC"), DAY_MS, "week", 0.25)
     index = season.tell([1.0, 2.0, 3.0])
     said = season.expert.predict(np.s_[:], index, np.arange(1, 8))[0]
     assert np.isnan(said[:4]).all()
     assert said[4:].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_short_average_is_that_of_the_newest_values() -> None:
+    """Three, fewer at first; a missing bucket takes no value's place."""
+    expert = ShortAverage(_table(), "x")
+    for value, mean in ((6.0, 6.0), (2.0, 4.0), (_NAN, 4.0), (1.0, 3.0), (9.0, 4.0)):
+        _tell(expert, [value])
+        assert expert.predict(np.s_[:], 0, _SOON).tolist() == [[mean]]
+
+
+def _hours(calendar: Calendar, local: str, count: int) -> NDArray[np.int64]:
+    """So many hours from a local time on."""
+    start = datetime.fromisoformat(local).replace(tzinfo=ZoneInfo(calendar.timezone))
+    first = int(calendar.index(int(start.timestamp()) * 1000, HOUR_MS))
+    return first + np.arange(count)
+
+
+def _type_and_hour(calendar: Calendar, hours: NDArray[np.int64]) -> list[float]:
+    """What each hour's wall clock says: 100 on a Saturday, 200 on a Sunday, plus the hour."""
+    starts = calendar.start(hours, HOUR_MS).tolist()
+    zone = ZoneInfo(calendar.timezone)
+    local = [datetime.fromtimestamp(start / 1000, zone) for start in starts]
+    return [100.0 * max(at.weekday() - 4, 0) + at.hour for at in local]
+
+
+def test_a_day_is_as_others_of_its_type() -> None:
+    """Also the days on which the clocks change, both of them Sundays."""
+    for change in ("2026-03-16", "2026-10-12"):
+        calendar = Calendar("Europe/Zurich")
+        season = _Season(calendar, HOUR_MS, "day_type", 0.15)
+        told = _hours(calendar, change, 7 * 24)  # a whole week from a Monday
+        index = season.tell(_type_and_hour(calendar, told), int(told[0]))
+        ahead = np.arange(1, 14 * 24)
+        said = season.expert.predict(np.s_[:], index, ahead)[0]
+        assert said.tolist() == _type_and_hour(calendar, index + ahead)
+
+
+def test_an_unseen_weekend_is_expected_to_be_as_other_days() -> None:
+    """The other way round nothing is known."""
+    calendar = Calendar("UTC")
+    told = _hours(calendar, "2026-03-19", 48)  # Thursday and Friday
+    season = _Season(calendar, HOUR_MS, "day_type", 0.15)
+    index = season.tell([float(i % 24) for i in range(48)], int(told[0]))
+    said = season.expert.predict(np.s_[:], index, np.arange(1, 73))[0]
+    assert said.tolist() == [float(i % 24) for i in range(72)]
+    told = _hours(calendar, "2026-03-21", 24)  # a Saturday
+    season = _Season(calendar, HOUR_MS, "day_type", 0.15)
+    index = season.tell([1.0] * 24, int(told[0]))
+    assert np.isnan(season.expert.predict(np.s_[:], index, np.arange(1, 73))).all()
+
+
+@pytest.mark.parametrize(
+    ("begun", "visited", "away"),
+    [
+        ("2026-03-20", "2026-03-21", 7),
+        ("2026-03-21", "2026-03-23", 1),
+        ("2026-03-18", "2026-03-22", 7),
+    ],
+)
+def test_a_wide_phase_begins_as_a_plain_mean_on_each_type_of_day(
+    begun: str, visited: str, away: int
+) -> None:
+    """However old the key is by its first Saturday, Monday or Sunday; the next is none."""
+    calendar, day = Calendar("UTC"), 24 * 60
+    season = _Season(calendar, 60_000, "day_type", 0.6)
+    first, visit = (int(_hours(calendar, at, 1)[0]) * 60 for at in (begun, visited))
+    hour = [60.0] + [0.0] * 59
+    index = season.tell([5.0] * (visit - first) + hour, first)
+    said = season.expert.predict(np.s_[:], index, np.array([away * day]))[0, 0]
+    np.testing.assert_allclose(said, 1.0, rtol=1e-4)
+    index = season.go_on([0.0] * (away * day - 60) + [61.0], index + 1)
+    said = season.expert.predict(np.s_[:], index, np.array([1]))[0, 0]
+    np.testing.assert_allclose(said, 1.0 + 0.01 * 60, rtol=1e-4)
 
 
 def test_the_population_speaks_by_age() -> None:
@@ -131,8 +227,8 @@ def test_before_anyone_came_the_population_is_silent_people() -> None:
 @pytest.mark.parametrize(
     ("step", "seasons"),
     [
-        ("1m", {"seasonal_day", "seasonal_week"}),
-        ("1h", {"seasonal_day", "seasonal_week"}),
+        ("1m", {"seasonal_day", "seasonal_week", "day_type_fast", "day_type_slow"}),
+        ("1h", {"seasonal_day", "seasonal_week", "day_type_fast", "day_type_slow"}),
         ("1d", {"seasonal_week"}),
         ("2d", set()),  # a week is no number of them
         ("7d", set()),
@@ -144,4 +240,27 @@ def test_seasons_are_those_that_the_step_divides(step: str, seasons: set[str]) -
     resolution = Resolution(step=step, context=4, horizon=3)
     window = Window(table, calendar, resolution, open_span_ms=1, is_mean=False)
     names = {expert.name for expert in pool(table, calendar, window, resolution)}
-    assert {name for name in names if name.startswith("seasonal")} == seasons
+    assert {name for name in names if name.startswith(("seasonal", "day_type"))} == seasons
+
+
+def _names(context: int, horizon: int, *, lean: bool = False) -> set[str]:
+    table, calendar = _table(), Calendar("UTC")
+    resolution = Resolution(step="1h", context=context, horizon=horizon)
+    window = Window(table, calendar, resolution, open_span_ms=1, is_mean=False)
+    return {expert.name for expert in pool(table, calendar, window, resolution, lean=lean)}
+
+
+def test_regressions_are_those_that_the_context_has_room_for() -> None:
+    """None without lags to look at; the long one where it would see clearly more than the other."""
+    regressions = {"ridge", "ridge_key", "dlinear"}
+    assert not regressions & _names(context=26, horizon=24)
+    assert "ridge" in _names(context=28, horizon=24)
+    assert regressions < _names(context=48, horizon=24)
+    assert "ridge_long" not in _names(context=119, horizon=48)
+    assert "ridge_long" in _names(context=120, horizon=48)
+
+
+def test_a_lean_pool_goes_without_those_that_are_missed_least() -> None:
+    """And keeps all others."""
+    gone = {"ewma_medium", "ewma_slow", "day_type_slow", "dlinear"}
+    assert _names(48, 24) - _names(48, 24, lean=True) == gone
