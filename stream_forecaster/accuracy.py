@@ -25,6 +25,15 @@ _LABELS = {
     "seasonal_day": "same time of day",
     "seasonal_week": "same time of week",
     "population": "population",
+    "ma_3": "mean of the last three",
+    "day_type_fast": "same hour, type of day",
+    "day_type_slow": "the same, slow",
+    "ridge": "ridge regression",
+    "ridge_long": "the same, long lags",
+    "ridge_key": "the same, per key",
+    "dlinear": "DLinear, online",
+    "lstm": "LSTM",
+    "lstm_residual": "LSTM on the pool",
 }
 _UNITS = ((DAY_MS, "day"), (HOUR_MS, "hour"), (60_000, "minute"), (1_000, "second"))
 _LEGEND = """\

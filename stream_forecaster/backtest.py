@@ -29,6 +29,7 @@ from stream_forecaster import accuracy
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.files import STDIN, read_events, total_bytes, write_forecasts
+from stream_forecaster.edge.weights_file import read_weights
 from stream_forecaster.errors import ConfigError
 from stream_forecaster.forecasts import Encoder
 from stream_forecaster.recording import Comparison, Recording
@@ -136,6 +137,7 @@ class Pass:
         self._settings = settings
         self._calendar = Calendar(settings.input.timezone)
         self._encoder = Encoder(settings)
+        self._weights = read_weights(settings.model.weights)
         self._shards: dict[int, Shard] = {}
         self.events = self.hops = self.forecasts = self.expired = 0
         self.rejects: Counter[str] = Counter()
@@ -181,7 +183,9 @@ class Pass:
             shard = self._shards.get(records.partition)
             if shard is None:
                 begin = int(records.offset[0])
-                shard = Shard(self._settings, self._calendar, records.partition, begin)
+                shard = Shard(
+                    self._settings, self._calendar, records.partition, begin, self._weights
+                )
                 self._shards[records.partition] = shard
             turn = shard.advance(records)
             self._count(turn)

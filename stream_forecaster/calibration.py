@@ -12,6 +12,11 @@ tracked online for the whole population:
   below it (stochastic quantile tracking, Robbins and Monro 1951).
 
 Quantiles ascend because the shape is kept sorted; counts are cut off at zero.
+
+The network has quantiles of its own. A mixture takes both: an average of quantiles, level by level,
+with weights that follow the landed pinball loss. An average is narrower than what it averages, so
+real values are tracked once more. Counts are rounded instead: a count is a whole number, and so are
+its quantiles, which then hold the truth at least as often as they say.
 """
 
 from collections.abc import Mapping
@@ -21,7 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.keys import KeyTable
+from stream_forecaster.fusion import ExponentialWeights
+from stream_forecaster.keys import KeyTable, nested, under
+from stream_forecaster.scoring import pinball
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -31,6 +38,9 @@ _PRIOR_BUCKETS = 20.0
 _RATE = 0.02
 _LARGEST = 100.0
 """Residuals count for at most so many units: one burst must not blow up a key's widths."""
+_SHARPNESS = 4.0
+"""Of the mixture: pinball losses of members differ by a few percent, squared errors by more."""
+_SHIFT_RATE = 0.01
 _COUNT_FLOOR = 0.05
 """Keeps the unit of a count that is forecast as zero from vanishing."""
 
@@ -116,3 +126,102 @@ class Calibration:
             own[..., 1] + _PRIOR_BUCKETS
         )
         return np.maximum(width, 1e-9)
+
+
+class Mixture:
+    """Tracked quantiles and the network's into one, by landed pinball loss."""
+
+    def __init__(
+        self,
+        table: KeyTable,
+        prefix: str,
+        levels: tuple[float, ...],
+        buckets: int,
+        *,
+        network: bool,
+        is_count: bool,
+    ) -> None:
+        self._levels, self._is_count = np.array(levels), is_count
+        self._weights = ExponentialWeights(
+            table, f"{prefix}.mixture", 1 + network, buckets, sharpness=_SHARPNESS
+        )
+        self._shift = np.zeros((buckets, len(levels)))  # in expected errors
+
+    def learn(
+        self,
+        bucket: int,
+        landed: Int64,
+        truth: Float64,
+        members: tuple[Float64, Float64 | None],
+        size: Float64,
+    ) -> None:
+        """Take in truths that have come.
+
+        Args:
+            bucket: which horizon bucket.
+            landed: (B,) slots, each at most once.
+            truth: (B,).
+            members: tracked quantiles (B, Q) and the network's.
+            size: (B,) the expected error.
+        """
+        if not len(landed):
+            return
+        losses = [
+            pinball(truth, quantiles, self._levels).mean(axis=1) / size
+            for quantiles in self._members(*members)
+        ]
+        if not self._is_count:
+            tracked, network = members
+            said = self.quantiles(
+                landed,
+                tracked[:, None],
+                None if network is None else network[:, None],
+                size[:, None],
+                np.array([bucket]),
+            )
+            below = (truth[:, None] <= said[:, 0]).mean(axis=0)
+            self._shift[bucket] += _SHIFT_RATE * (self._levels - below)
+        self._weights.learn(bucket, landed, np.stack(losses))
+
+    def quantiles(
+        self,
+        slots: Int64 | slice,
+        tracked: Float64,
+        network: Float64 | None,
+        size: Float64,
+        bucket: Int64,
+    ) -> Float64:
+        """The mixed quantiles (B, H, Q), ascending.
+
+        Args:
+            slots: which keys (B,).
+            tracked: (B, H, Q).
+            network: (B, H, Q); None where there is none.
+            size: (B, H) the expected error.
+            bucket: (H,) the horizon bucket of each step.
+        """
+        weights = self._weights.weights(slots)[:, :, bucket]  # (members, B, H)
+        mixed = np.zeros_like(tracked)
+        for weight, quantiles in zip(weights, self._members(tracked, network), strict=True):
+            mixed += weight[..., None] * quantiles
+        if self._is_count:
+            return np.rint(mixed, out=mixed)
+        mixed += size[..., None] * self._shift[bucket]
+        mixed.sort(axis=2)
+        return mixed
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is kept of the population."""
+        return {"shift": self._shift, **nested("weights", self._weights.arrays())}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take `arrays` back."""
+        self._shift[:] = arrays["shift"]
+        self._weights.restore(under("weights", arrays))
+
+    def _members(self, tracked: Float64, network: Float64 | None) -> list[Float64]:
+        if network is None:
+            return [tracked]
+        # Where the network was not asked, the tracked ones stand in for it.
+        told = np.where(np.isnan(network), tracked, network)
+        return [tracked, np.maximum(told, 0.0) if self._is_count else told]

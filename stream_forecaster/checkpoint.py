@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from stream_forecaster.errors import CheckpointCorrupt, CheckpointMismatch
 
-VERSION = 1
+VERSION = 2
 _MAGIC = b"SFCP"
 _HEAD = struct.Struct(">4sII")
 

@@ -3,7 +3,8 @@
     run · demo                           the service; the whole line on this machine
     check · topics · simulate · tail     beside a running service
     replay · backtest                    events from files
-    state · config · schema · version    to look things up
+    pretrain                             the weights that the network starts from
+    plan · state · config · schema · version    to look things up
 
 Data goes to stdout, all else to stderr. Exit codes: 0 done, 1 a check or a comparison failed,
 2 wrong usage or settings, 3 the broker is away or refuses, 4 the state cannot be used, 70 a bug.
@@ -26,7 +27,7 @@ from rich.live import Live
 from rich.markup import escape
 from structlog.typing import FilteringBoundLogger
 
-from stream_forecaster import __version__, backtest, demo
+from stream_forecaster import __version__, backtest, demo, plan, training
 from stream_forecaster.config import Settings
 from stream_forecaster.edge import console, logs, topics
 from stream_forecaster.edge.http import Health, HttpServer
@@ -44,6 +45,7 @@ from stream_forecaster.edge.simulator import Simulation, simulate
 from stream_forecaster.edge.store import CheckpointStore
 from stream_forecaster.edge.subcommands import config_app, state_app, topics_app
 from stream_forecaster.edge.telemetry import Telemetry
+from stream_forecaster.edge.weights_file import read_weights
 from stream_forecaster.edge.world import World
 from stream_forecaster.errors import StoreUnusable, StreamForecasterError, Unavailable
 from stream_forecaster.service import Service
@@ -136,7 +138,8 @@ def _serve(
             server.health = replace(server.health, heartbeat_s=time.monotonic())
 
         with closing(KafkaTransport(settings, log, stopping, alive=alive)) as transport:
-            world = World(transport, store, telemetry, log)
+            weights = read_weights(settings.model.weights)
+            world = World(transport, store, telemetry, log, weights=weights)
             Service(settings, world, cold_start=cold_start).run(stopping.is_set, observe)
 
 
@@ -298,7 +301,44 @@ def replay(  # noqa: PLR0913  (one parameter per option)
     )
 
 
+# -- the network's weights -------------------------------------------------------------------------
+
+
+@app.command(name="pretrain")
+def run_pretraining(
+    *,
+    out: Annotated[str, typer.Option(metavar="WEIGHTS", help="File or URL to write.")],
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 40_000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    begin_with: Annotated[
+        str | None, typer.Option(metavar="WEIGHTS", help="Go on from these.")
+    ] = None,
+) -> None:
+    """Train the network on synthetic series, as the weights that ship were; hours of one core."""
+    out_now = Console()
+    raise typer.Exit(
+        training.pretrain(out, steps=steps, seed=seed, begin_with=begin_with, console=out_now)
+    )
+
+
 # -- to look things up -----------------------------------------------------------------------------
+
+
+@app.command(name="plan")
+@with_settings
+def show_plan(
+    settings: Settings,
+    *,
+    keys: Annotated[int, typer.Option(min=1, help="How many keys a partition has.")],
+    as_json: AsJson = False,
+) -> int:
+    """Say what the state of so many keys takes in memory, in the full and the lean profile."""
+    plans = [plan.plan(settings, keys, profile) for profile in ("full", "lean")]
+    if as_json:
+        console.print_json(Console(), plans)
+    else:
+        plan.show(Console(), plans)
+    return OK
 
 
 @app.command(name="schema")

@@ -265,6 +265,9 @@ class Model(_Section):
 
     weights: Url = Field("", description="a URL of fitted weights to start from")
     network: bool = Field(default=True, description="false: the pool alone")
+    river: tuple[str, ...] = Field(
+        (), description="forecasters of river.time_series that join the pool for the first keys"
+    )
     profile: Literal["full", "lean", "auto"] = "auto"
     seed: int = Field(0, ge=0)
 
@@ -366,10 +369,6 @@ def _without_effect(settings: Settings) -> Iterator[str]:
     """Settings that nothing heeds in this version; better refused than ignored."""
     if settings.output.scores_topic:
         yield "output.scores_topic: scores are metrics in this version, and not published"
-    if settings.model.weights:
-        yield "model.weights: this version has no network that weights could be for"
-    if settings.model.profile == "lean":
-        yield 'model.profile: this version knows one profile, "full"'
 
 
 def load(

@@ -11,6 +11,7 @@
         ├── CheckpointCorrupt  truncated, or the checksum does not match
         ├── CheckpointMismatch made by other settings or another version
         ├── CheckpointTooOld   the topic no longer holds the records that follow it
+        ├── WeightsMismatch    a file of network weights is of another architecture, or none
         └── StoreUnusable      the checkpoint store cannot be read or written
 
 Whose fault decides the kind: bad *data* is a `Reject` (a value, never raised), a bad *call* is a
@@ -64,6 +65,10 @@ class CheckpointMismatch(StateError):
 
 class CheckpointTooOld(StateError):
     """The topic's retention has removed records that the shard still has to read."""
+
+
+class WeightsMismatch(StateError):
+    """A file of network weights is of another architecture, or not one at all."""
 
 
 class StoreUnusable(StateError):

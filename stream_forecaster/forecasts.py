@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from stream_forecaster.config import Settings
 from stream_forecaster.events import Reject
+from stream_forecaster.lstm import ABSOLUTE
 from stream_forecaster.pool import Paths
 from stream_forecaster.records import Message
 
@@ -29,6 +30,10 @@ Float64 = NDArray[np.float64]
 SCHEMA = "forecast/1"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://stream-forecaster/forecast")
 _SMALLEST_WEIGHT = 0.0005
+_NOTHING = 1e-9
+"""A level that is none. One event in a month of minutes is 2e-5."""
+_MOST = 100.0
+"""Momentum and surprise are features: one absurd number must not decide a ranking."""
 _LARGEST_EXPONENT = 300
 _EXPONENT = np.arange(-_LARGEST_EXPONENT, _LARGEST_EXPONENT + 1)
 _LARGEST_EXACT = 22
@@ -72,16 +77,30 @@ class Forecast:
     skill: Float64
     drifting: bool
 
+    @property
+    def origins(self) -> list[str]:
+        """(B,) what made each: the population alone, the experts, or they and the network."""
+        known = "pool+lstm" if ABSOLUTE in self.paths[0].experts else "pool"
+        return ["prior" if prior else known for prior in self.prior.tolist()]
+
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a ranking model wants to know of B keys, in values per finest bucket.
+    """What a ranking model wants to know of B keys, in values per bucket of the finest resolution.
 
-    Attributes:
-        short_term: (B,) the fast moving level of the finest resolution.
-        long_term: (B,) the coarsest resolution's moving average, spread over its fine buckets.
-        momentum: (B,) short_term / long_term - 1, at most 100; 0 where both are 0.
-        surprise: (B,) the newest closed bucket less its forecast, in expected errors.
+    With L, A the finest resolution's level and moving average, A' the coarsest resolution's moving
+    average and f, c their bucket widths:
+
+        short_term = L, or the forecast of the next bucket before anything closed
+        long_term  = A' * f / c (A' where values are means), or A, or short_term: the first known
+        momentum   = (short_term - long_term) / max(|long_term|, 1e-9), from -100 to 100
+        surprise   = (x - forecast of x) / expected |error| of it, from -100 to 100,
+                     where x is the newest closed bucket that has a value; 0 before there is one
+
+    Where levels are positive momentum is short_term / long_term - 1, hence at least -1 for counts.
+    The 1e-9 keeps what is left of a silent key, by decay or rounding, from passing for a trend.
+    All are finite. A larger newest bucket never lowers short_term or surprise; a larger short_term
+    with the same long_term never lowers momentum.
     """
 
     short_term: Float64
@@ -91,16 +110,15 @@ class Intent:
 
     @classmethod
     def of(cls, paths: tuple[Paths, ...], surprise: Float64, *, is_mean: bool) -> "Intent":
-        """Derive the four numbers; a key with nothing closed yet stands at its forecast."""
+        """Derive the four numbers (B,) from the paths and unbounded surprises (B,)."""
         fine, coarse = paths[0], paths[-1]
         short = np.where(np.isnan(fine.level), fine.mean[:, 0], fine.level)
         scale = 1.0 if is_mean else fine.step_ms / coarse.step_ms
         long = coarse.moving_average * scale
         long = np.where(np.isnan(long), fine.moving_average, long)
         long = np.where(np.isnan(long), short, long)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            momentum = np.where(long == short, 0.0, (short - long) / np.abs(long))
-        return cls(short, long, np.clip(momentum, -100.0, 100.0), surprise)
+        momentum = (short - long) / np.maximum(np.abs(long), _NOTHING)
+        return cls(short, long, np.clip(momentum, -_MOST, _MOST), np.clip(surprise, -_MOST, _MOST))
 
 
 class Encoder:
@@ -199,7 +217,7 @@ class Encoder:
                 "weights": {
                     name: weight
                     for name, weight in zip(paths.experts, weights[i], strict=True)
-                    if weight > _SMALLEST_WEIGHT
+                    if abs(weight) > _SMALLEST_WEIGHT
                 },
             }
 
@@ -253,15 +271,15 @@ def _qualities(forecast: Forecast) -> list[dict[str, Any]]:
     drift = "drift" if forecast.drifting else "stable"
     return [
         {
-            "origin": "prior" if prior else "pool",
+            "origin": origin,
             "cold_start": cold,
             "observations": observations,
             "coverage_80": coverage,
             "skill": skill,
             "drift": drift,
         }
-        for prior, cold, observations, coverage, skill in zip(
-            forecast.prior.tolist(),
+        for origin, cold, observations, coverage, skill in zip(
+            forecast.origins,
             forecast.cold_start.tolist(),
             forecast.observations.tolist(),
             _optional(forecast.coverage_80),

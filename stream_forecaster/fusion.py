@@ -1,41 +1,64 @@
 """Fusion: experts' forecasts into one, by weights learned from landed losses.
 
-Discounted exponential weights for every key and horizon bucket. A key's own losses are shrunk to
-the population's, so a newcomer starts with the weights that serve the others and departs from them
-as it earns its own. The sharpness grows with the square root of the evidence, relative to the loss
-of the best expert: the scale of the series cancels.
+Two fusions, averaged, since their errors differ:
 
-Axes: the M experts lead here, and only here.
+* *exponential weights*: discounted, for every key and horizon bucket. A key's own losses are shrunk
+  to the population's, so a newcomer starts with the weights that serve the others and departs from
+  them as it earns its own. The sharpness grows with the square root of the evidence, relative to
+  the loss of the best expert: the scale of the series cancels.
+* a *stack* on top of them: recursive ridge regression of what the weighted mean missed on the
+  experts' deviations from it. The first keys have a regression of their own, shrunk to the
+  population's, and that is shrunk to the weights it began with.
 
-Source: discounted exponential weighting, Cesa-Bianchi and Lugosi 2006, chapters 2.11 and 5.2 (a
-fixed share keeps every expert alive, so that the weights can turn when the best one changes).
+The same stack, begun with the share that their training justifies, lets the network's paths in.
+
+Axes: the M experts lead here, and only here. B slots, G horizon buckets, H horizon.
+
+Sources: Cesa-Bianchi and Lugosi 2006, chapters 2.11 and 5.2 (a fixed share keeps every expert
+alive, so that the weights can turn when the best one changes); Wolpert 1992 for stacking.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.keys import KeyTable
+from stream_forecaster.keys import KeyTable, nested, under
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+Slots = Int64 | slice
 
-_DISCOUNT = 0.99
-_SHARPNESS = 2.0
+_DISCOUNT = 0.998
+_SHARPNESS = 1.0
 _SHARE = 0.01
 _PRIOR_BUCKETS = 20.0
 """How many of a key's own landed forecasts weigh as much as the population's experience."""
-_LARGEST_LOSS = 100.0
+_LARGEST_LOSS = 25.0
 """Losses are in squared spreads of the key; one outlier must not decide the weights."""
+_OWN_KEYS = 64
+"""Keys with a stack of their own: its matrices are too dear for every key."""
+_POPULATION_DISCOUNT = 0.9995
+_SOLVE_EVERY = 6
+_ALL = slice(None)
+_FORGET = 0.1
+"""The share of its evidence that a fusion keeps when a drift was detected."""
 
 
-class Fusion:
+class ExponentialWeights:
     """Weights of M experts for all slots and G horizon buckets."""
 
-    def __init__(self, table: KeyTable, prefix: str, experts: int, buckets: int) -> None:
-        self._table, self._prefix = table, prefix
+    def __init__(
+        self,
+        table: KeyTable,
+        prefix: str,
+        experts: int,
+        buckets: int,
+        *,
+        sharpness: float = _SHARPNESS,
+    ) -> None:
+        self._table, self._prefix, self._sharpness = table, prefix, sharpness
         table.add(f"{prefix}.loss", (buckets, experts), dtype=np.float32)
         table.add(f"{prefix}.landed", (buckets,), dtype=np.float32)
         self._loss = np.zeros((buckets, experts))
@@ -61,18 +84,31 @@ class Fusion:
         self._loss[bucket] = _DISCOUNT * self._loss[bucket] + loss.mean(axis=1)
         self._landed[bucket] = _DISCOUNT * self._landed[bucket] + 1
 
-    def weights(self, slots: Int64 | slice) -> Float64:
-        """Weights (M, B, G), summing to one over the experts."""
-        own = self._table[f"{self._prefix}.loss"][slots].astype(np.float64)  # (B, G, M)
-        count = self._table[f"{self._prefix}.landed"][slots].astype(np.float64)[..., None]
-        population = self._loss / np.maximum(self._landed, 1.0)[:, None]  # (G, M)
-        mean = (own + _PRIOR_BUCKETS * population) / (count + _PRIOR_BUCKETS)
+    def losses(self, slots: Slots, buckets: slice = _ALL) -> Float64:
+        """Mean landed losses (B, G, M), a key's own shrunk to the population's."""
+        own = self._table[f"{self._prefix}.loss"][slots, buckets].astype(np.float64)
+        count = self._table[f"{self._prefix}.landed"][slots, buckets].astype(np.float64)[..., None]
+        population = self._loss[buckets] / np.maximum(self._landed[buckets], 1.0)[:, None]
+        mean: Float64 = (own + _PRIOR_BUCKETS * population) / (count + _PRIOR_BUCKETS)
+        return mean
+
+    def weights(self, slots: Slots, buckets: slice = _ALL) -> Float64:
+        """Weights (M, B, G) in some horizon buckets, summing to one over the experts."""
+        mean = self.losses(slots, buckets)
+        count = self._table[f"{self._prefix}.landed"][slots, buckets].astype(np.float64)[..., None]
         best = mean.min(axis=2, keepdims=True)
-        evidence = np.sqrt(count + np.minimum(self._landed, _PRIOR_BUCKETS)[:, None])
-        weight = np.exp(-_SHARPNESS * evidence * (mean - best) / (best + 1e-6))
+        evidence = np.sqrt(count + np.minimum(self._landed[buckets], _PRIOR_BUCKETS)[:, None])
+        weight = np.exp(-self._sharpness * evidence * (mean - best) / (best + 1e-6))
         weight /= weight.sum(axis=2, keepdims=True)
         shared: Float64 = (1 - _SHARE) * weight + _SHARE / weight.shape[2]
         return np.moveaxis(shared, 2, 0)
+
+    def forget(self) -> None:
+        """Keep a tenth of the evidence: what was learned before a drift counts for less."""
+        self._table[f"{self._prefix}.loss"][:] *= _FORGET
+        self._table[f"{self._prefix}.landed"][:] *= _FORGET
+        self._loss *= _FORGET
+        self._landed *= _FORGET
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""
@@ -83,12 +119,222 @@ class Fusion:
         self._loss[:], self._landed[:] = arrays["loss"], arrays["landed"]
 
 
-def fuse(predictions: list[Float64], weights: Float64) -> Float64:
-    """The weighted mean (B, H) over the experts that have an opinion; 0 where none has.
+class Stack:
+    """Recursive ridge regression of an anchor's errors on M deviations from it."""
+
+    def __init__(  # noqa: PLR0913  (what a regression is made of)
+        self,
+        table: KeyTable,
+        prefix: str,
+        buckets: int,
+        start: Float64,
+        *,
+        discount: float,
+        prior: float,
+        convex: bool = False,
+    ) -> None:
+        """Add this stack's columns to `table`.
+
+        Args:
+            table: where the first keys' own regressions live.
+            prefix: of the columns.
+            buckets: G.
+            start: (M,) the weights to begin with and to shrink to.
+            discount: per landed forecast, of a key's own evidence.
+            prior: how many landed forecasts the start weighs as much as.
+            convex: no weight below zero, and all of them together at most one. For paths that are
+                nearly the same, of which a regression would take the difference times ten.
+        """
+        m = len(start)
+        self._table, self._prefix = table, prefix
+        self._start, self._discount, self._prior = start, discount, prior
+        self._convex, self._ridge = convex, 0.5 if convex else 0.02
+        add = table.add
+        add(f"{prefix}.gram", (buckets, m, m), dtype=np.float32, most=_OWN_KEYS)
+        add(f"{prefix}.cross", (buckets, m), dtype=np.float32, most=_OWN_KEYS)
+        add(f"{prefix}.weight", (buckets, m), dtype=np.float32, fill=np.nan, most=_OWN_KEYS)
+        self._gram, self._cross = np.zeros((buckets, m, m)), np.zeros((buckets, m))
+        self._landed = np.zeros(buckets)
+        self._weight = np.tile(start, (buckets, 1))
+
+    def learn(self, bucket: int, slots: Int64, deviation: Float64, residual: Float64) -> None:
+        """Take in forecasts that have come due.
+
+        Args:
+            bucket: which horizon bucket.
+            slots: (B,) each at most once.
+            deviation: (M, B) the experts' from the anchor, in spreads of the key.
+            residual: (B,) truth less anchor, likewise.
+        """
+        if not len(slots):
+            return
+        weight = 1 / np.sqrt(1 + residual**2)  # one burst must not turn the regression
+        told = deviation.T  # (B, M)
+        gram = (told * weight[:, None])[:, :, None] * told[:, None, :]  # (B, M, M)
+        cross = told * (weight * residual)[:, None]
+        self._gram[bucket] = _POPULATION_DISCOUNT * self._gram[bucket] + gram.mean(axis=0)
+        self._cross[bucket] = _POPULATION_DISCOUNT * self._cross[bucket] + cross.mean(axis=0)
+        self._landed[bucket] = _POPULATION_DISCOUNT * self._landed[bucket] + 1
+        own = slots < _OWN_KEYS
+        slots = slots[own]
+        grams, crosses = self._column("gram"), self._column("cross")
+        grams[slots, bucket] = self._discount * grams[slots, bucket] + gram[own]
+        crosses[slots, bucket] = self._discount * crosses[slots, bucket] + cross[own]
+
+    def solve(self) -> None:
+        """Turn what was learned into weights."""
+        m = len(self._start)
+        for bucket in np.flatnonzero(self._landed >= 2).tolist():
+            mean = self._gram[bucket] / self._landed[bucket]
+            scale = mean + (self._ridge * np.trace(mean) / m + 1e-9) * np.eye(m)
+            solved = np.linalg.solve(
+                self._gram[bucket] + self._prior / 4 * scale,
+                self._cross[bucket] + self._prior / 4 * scale @ self._start,
+            )
+            self._weight[bucket] = self._admissible(solved)
+            grams = self._column("gram")[:, bucket].astype(np.float64)
+            crosses = self._column("cross")[:, bucket].astype(np.float64)
+            shrunk = crosses + self._prior * scale @ self._weight[bucket]
+            solved = np.linalg.solve(grams + self._prior * scale, shrunk[..., None])[..., 0]
+            self._column("weight")[:, bucket] = self._admissible(solved)
+
+    def _admissible(self, weight: Float64) -> Float64:
+        """Weights (..., M) within their bounds."""
+        if not self._convex:
+            return weight
+        positive: Float64 = np.maximum(weight, 0.0)
+        positive /= np.maximum(positive.sum(axis=-1, keepdims=True), 1.0)
+        return positive
+
+    def weights(self, slots: Slots) -> Float64:
+        """Weights (M, B, G) of the deviations."""
+        rows = np.arange(self._table.size)[slots] if isinstance(slots, slice) else slots
+        weight = np.tile(self._weight, (len(rows), 1, 1))  # (B, G, M)
+        first = np.flatnonzero(rows < _OWN_KEYS)
+        own = self._column("weight")[rows[first]].astype(np.float64)
+        weight[first] = np.where(np.isnan(own), weight[first], own)
+        return np.moveaxis(weight, 2, 0)
+
+    def forget(self) -> None:
+        """Keep a tenth of the evidence."""
+        self._column("gram")[:] *= _FORGET
+        self._column("cross")[:] *= _FORGET
+        self._gram *= _FORGET
+        self._cross *= _FORGET
+        self._landed *= _FORGET
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is kept of the population."""
+        return {
+            "start": self._start,  # of the weights it began with, which may since be others
+            "gram": self._gram,
+            "cross": self._cross,
+            "landed": self._landed,
+            "weight": self._weight,
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take `arrays` back."""
+        self._start[:] = arrays["start"]
+        self._gram[:], self._cross[:] = arrays["gram"], arrays["cross"]
+        self._landed[:], self._weight[:] = arrays["landed"], arrays["weight"]
+
+    def _column(self, name: str) -> NDArray[Any]:
+        return self._table[f"{self._prefix}.{name}"]
+
+
+class Fusion:
+    """Exponential weights and a stack on top of them, averaged."""
+
+    def __init__(self, table: KeyTable, prefix: str, experts: int, buckets: int) -> None:
+        self._exponential = ExponentialWeights(table, prefix, experts, buckets)
+        start = np.zeros(experts)
+        self._stack = Stack(
+            table, f"{prefix}.stack", buckets, start, discount=_DISCOUNT, prior=350.0
+        )
+
+    def learn(
+        self,
+        bucket: int,
+        slots: Int64,
+        predictions: Float64,
+        truth: Float64,
+        spread: Float64,
+    ) -> None:
+        """Take in forecasts that have come due.
+
+        Args:
+            bucket: which horizon bucket.
+            slots: (B,) each at most once.
+            predictions: (M, B), NaN for no opinion.
+            truth: (B,).
+            spread: (B,) of the keys' values.
+        """
+        error = (predictions - truth) / spread
+        self._exponential.learn(bucket, slots, error**2)
+        weight = self._exponential.weights(slots, slice(bucket, bucket + 1))[:, :, 0]
+        anchor = fuse(list(predictions), weight)
+        deviation = np.nan_to_num((predictions - anchor) / spread)
+        self._stack.learn(bucket, slots, deviation, (truth - anchor) / spread)
+
+    def settle(self, index: int) -> None:
+        """Solve the regressions now and then; `index` is the bucket's, so replay does it alike."""
+        if index % _SOLVE_EVERY == 0:
+            self._stack.solve()
+
+    def fuse(
+        self, slots: Slots, predictions: Sequence[Float64], bucket: Int64
+    ) -> tuple[Float64, Float64]:
+        """The fused path (B, H) and the weights (M, B, H) that the experts had in it.
+
+        Args:
+            slots: which keys.
+            predictions: M arrays (B, H) or (B, 1), NaN for no opinion.
+            bucket: (H,) the horizon bucket of each step.
+        """
+        weight = in_effect(predictions, self._exponential.weights(slots)[:, :, bucket])
+        stacked = self._stack.weights(slots)[:, :, bucket]
+        stacked *= [np.broadcast_to(~np.isnan(p), stacked.shape[1:]) for p in predictions]
+        weight = weight * (1 - stacked.sum(axis=0) / 2) + stacked / 2
+        path = np.zeros(weight.shape[1:])
+        for prediction, share in zip(predictions, weight, strict=True):
+            path += share * np.nan_to_num(prediction)
+        return path, weight
+
+    def weights(self, slots: Slots) -> Float64:
+        """The weights (M, B, G) that experts have where all have an opinion."""
+        exponential, stacked = self._exponential.weights(slots), self._stack.weights(slots)
+        mixed: Float64 = exponential * (1 - stacked.sum(axis=0) / 2) + stacked / 2
+        return mixed
+
+    def losses(self, slots: Slots) -> Float64:
+        """Mean landed losses (B, G, M) of the experts, in squared spreads."""
+        return self._exponential.losses(slots)
+
+    def forget(self) -> None:
+        """Count what was learned for a tenth: a drift was detected."""
+        self._exponential.forget()
+        self._stack.forget()
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is kept of the population."""
+        return {
+            **nested("exponential", self._exponential.arrays()),
+            **nested("stack", self._stack.arrays()),
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take `arrays` back."""
+        self._exponential.restore(under("exponential", arrays))
+        self._stack.restore(under("stack", arrays))
+
+
+def fuse(predictions: Sequence[Float64], weights: Float64) -> Float64:
+    """The weighted mean over the experts that have an opinion; 0 where none has.
 
     Args:
-        predictions: M arrays (B, H) or (B, 1), NaN for no opinion.
-        weights: (M, B, H).
+        predictions: M arrays of the shape of the weights' rest, or broadcastable to it.
+        weights: (M, ...).
     """
     total, mass = np.zeros(weights.shape[1:]), np.zeros(weights.shape[1:])
     for prediction, weight in zip(predictions, weights, strict=True):
@@ -98,7 +344,7 @@ def fuse(predictions: list[Float64], weights: Float64) -> Float64:
     return total / np.maximum(mass, 1e-12)
 
 
-def in_effect(predictions: list[Float64], weights: Float64) -> Float64:
+def in_effect(predictions: Sequence[Float64], weights: Float64) -> Float64:
     """The weights (M, B, H) that `fuse` gives these predictions: zero for those without opinion."""
     shape = weights.shape[1:]
     heard: Float64 = weights * [np.broadcast_to(~np.isnan(p), shape) for p in predictions]

@@ -2,16 +2,16 @@
 
 Theory of operation. Everything happens when a bucket closes, in this order:
 
-1. *score*: the closed values are the truth for forecasts issued 1, 2, 4, ... H buckets ago;
+1. *score*: the closed values are the truth for forecasts issued 1, 2, 3, 6, 12, ... buckets ago;
 2. *learn*: the landed losses move the fusion's weights and the calibration's quantiles, and the
    experts take in the values;
 3. *issue*: every key is forecast anew, and what was said is kept until its time comes.
 
 So a forecast is only ever judged by data that it has not seen. What is kept until it lands are the
-experts' and the fused forecasts at G representative horizons, 1, 2, 4, ... H: horizon bucket g
-covers the steps up to its horizon h[g]. Of bucket g exactly h[g] forecasts are under way, in a
-ring: what was issued at bucket i sits at i % h[g], and is read, h[g] buckets later, just before it
-is overwritten.
+experts' and the fused forecasts at G representative horizons. Horizon buckets end at 1, 2, 4, ...
+H, and each is represented by its middle, h[g]: learning from all its steps is no better, and from
+its last one clearly worse. Of bucket g exactly h[g] forecasts are under way, in a ring: what was
+issued at bucket i sits at i % h[g], and is read, h[g] buckets later, just before it is overwritten.
 
     bucket closed   7   8   9  10  11        h[g] = 4
     issued at       7   8   9  10  11        ring position  3 0 1 2 3
@@ -27,12 +27,15 @@ from numpy.typing import NDArray
 
 from stream_forecaster import experts
 from stream_forecaster.calendar import Calendar
-from stream_forecaster.calibration import Calibration
+from stream_forecaster.calibration import Calibration, Mixture
 from stream_forecaster.config import Resolution, Settings
-from stream_forecaster.drift import PageHinkley
-from stream_forecaster.fusion import Fusion, fuse, in_effect
+from stream_forecaster.drift import Drift
+from stream_forecaster.fusion import Fusion, Stack
 from stream_forecaster.keys import KeyTable, nested, under
+from stream_forecaster.learning import Learner
+from stream_forecaster.lstm import ABSOLUTE, LAST_STEP, ONE_STEP, RESIDUAL, Lstm, View
 from stream_forecaster.scoring import NAIVE, PUBLISHED, Score, central_intervals
+from stream_forecaster.spread import Spread
 from stream_forecaster.windows import Window
 
 Float64 = NDArray[np.float64]
@@ -43,10 +46,6 @@ _CHUNK = 4096
 _MOVED = 0.1
 """A forecast has moved when it differs by so many of its own expected errors."""
 _QUALITY_DISCOUNT = 0.98
-_SPREAD_RATE = 0.01
-_IMAGINED_BUCKETS = 10
-_DRIFT_BUCKETS = 60
-"""How long after a detection the resolution counts as drifting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +75,18 @@ class Paths:
 
 
 @dataclass(frozen=True, slots=True)
+class _Said:
+    """What is said of B keys, H steps."""
+
+    predictions: list[Float64]  # of all forecasters but the published: (B, H) or (B, 1)
+    pooled: Float64  # (B, H) the experts fused
+    fused: Float64  # (B, H) and the network's paths with them: what is published
+    quantiles: Float64  # (B, H, Q)
+    outside: Float64 | None  # (B, H, Q) the network's quantiles
+    weights: Float64  # (M, B, H)
+
+
+@dataclass(frozen=True, slots=True)
 class _Landed:
     """Forecasts of horizon bucket `bucket` whose truth is known, of slots (B,)."""
 
@@ -83,16 +94,40 @@ class _Landed:
     slots: Int64
     truth: Float64  # (B,)
     predictions: Float64  # (M, B)
+    pooled: Float64  # (B,)
     fused: Float64  # (B,)
     quantiles: Float64  # (B, Q)
+    outside: Float64  # (B, Q), empty without a network
+
+
+class Network:
+    """What the pools of a shard share: the learner, and each resolution's seat at it."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.seats: list[Lstm] = []
 
 
 class Pool:
     """All state of one resolution, for all slots of the shard."""
 
     def __init__(
-        self, table: KeyTable, calendar: Calendar, resolution: Resolution, settings: Settings
+        self,
+        table: KeyTable,
+        calendar: Calendar,
+        resolution: Resolution,
+        settings: Settings,
+        network: Network | None = None,
     ) -> None:
+        """Add the columns of this resolution to `table`.
+
+        Args:
+            table: the shard's.
+            calendar: of the input's time zone.
+            resolution: which.
+            settings: all of them.
+            network: the shard's; None: the experts alone.
+        """
         self.resolution = resolution
         self.window = Window(
             table,
@@ -103,30 +138,59 @@ class Pool:
         )
         self._table, self._calendar = table, calendar
         self._levels = settings.output.quantiles
-        self._experts = experts.pool(table, calendar, self.window, resolution)
-        self.experts = tuple(expert.name for expert in self._experts)
-        self._horizons = representative_horizons(resolution.horizon)
-        self._bucket = np.searchsorted(self._horizons, np.arange(1, resolution.horizon + 1))
+        self._is_count = settings.input.aggregate == "count"
+        self._experts = experts.pool(
+            table,
+            calendar,
+            self.window,
+            resolution,
+            lean=settings.model.profile == "lean",
+            river=settings.model.river,
+        )
+        self._names = tuple(expert.name for expert in self._experts)
+        ends, self._horizons = horizon_buckets(resolution.horizon)
+        self._bucket = np.searchsorted(ends, np.arange(1, resolution.horizon + 1))
         self._ring = np.concatenate([[0], np.cumsum(self._horizons)])
         self._name = f"pool.{resolution.step_ms}"
-        buckets, said = len(self._horizons), len(self.experts) + 1 + len(self._levels)
-        self._fusion = Fusion(table, self._name, len(self.experts), buckets)
+        buckets = len(self._horizons)
+        self._spread = Spread(table, self._name)
+        self._fusion = Fusion(table, self._name, len(self._experts), buckets)
+        self._lstm: Lstm | None = None
+        if network is not None:
+            learner, seats = network.learner, network.seats
+            self._lstm = Lstm(seats, learner, table, calendar, self.window, self._spread, settings)
+            self._final = Stack(
+                table,
+                f"{self._name}.final",
+                buckets,
+                self._lstm.shares,
+                discount=0.9995,
+                prior=300.0,
+                convex=True,
+            )
         self._calibration = Calibration(
+            table, self._name, self._levels, buckets, is_count=self._is_count
+        )
+        self._mixture = Mixture(
             table,
             self._name,
             self._levels,
             buckets,
-            is_count=settings.input.aggregate == "count",
+            network=network is not None,
+            is_count=self._is_count,
         )
-        self._drift = PageHinkley()
-        self._drifted_until = np.iinfo(np.int64).min
-        self._mean_spread = np.zeros(2)  # sum, weight
+        self._drift = Drift()
+        said = len(self.experts) + 2 + len(self._levels) * (1 + (network is not None))
         add = table.add
         add(f"{self._name}.due", (self._ring[-1], said), dtype=np.float32, fill=np.nan)
         add(f"{self._name}.sent", (buckets,), dtype=np.float32, fill=np.nan)
-        add(f"{self._name}.spread", (3,), dtype=np.float32)  # mean, variance, buckets seen
         add(f"{self._name}.quality", (4,), dtype=np.float32)  # |error|, naive's, covered, weight
         add(f"{self._name}.surprise", dtype=np.float32)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Who has a weight in the published forecast: the pool's experts, then the network."""
+        return (*self._names, ABSOLUTE, RESIDUAL) if self._lstm else self._names
 
     @property
     def forecasters(self) -> tuple[str, ...]:
@@ -136,7 +200,7 @@ class Pool:
     @property
     def drifting(self) -> bool:
         """Was a drift detected in the last 60 buckets?"""
-        return self.window.closed <= self._drifted_until
+        return self._drift.drifting
 
     def no_score(self) -> Score:
         """A score of nothing."""
@@ -167,13 +231,10 @@ class Pool:
         quantiles = np.empty((len(slots), horizon, len(self._levels)))
         weights = np.empty((len(slots), len(self.experts)))
         for rows in _chunks(len(slots)):
-            chunk = slots[rows]
-            weight = self._fusion.weights(chunk)[:, :, self._bucket]  # (M, B, H)
-            predictions = self._predict(chunk, index, np.arange(1, horizon + 1))
-            mean[rows] = fuse(predictions, weight)
-            quantiles[rows] = self._quantiles(chunk, mean[rows], self._bucket)
-            weights[rows] = in_effect(predictions, weight).mean(axis=2).T
-        fast = self._experts[self.experts.index("ewma_fast")]
+            said = self._say(slots[rows], index, np.arange(1, horizon + 1), self._bucket)
+            mean[rows], quantiles[rows] = said.fused, said.quantiles
+            weights[rows] = said.weights.mean(axis=2).T
+        fast = self._experts[self._names.index("ewma_fast")]
         step_ms = self.resolution.step_ms
         return Paths(
             step_ms,
@@ -219,32 +280,36 @@ class Pool:
         live = np.flatnonzero(self._table.live)
         if not len(live):
             return np.full(len(self.experts), 1 / len(self.experts))
-        parts = [self._fusion.weights(live[rows]).mean(axis=2) for rows in _chunks(len(live))]
+        parts = [self._mixed(live[rows]).mean(axis=2) for rows in _chunks(len(live))]
         mean: Float64 = np.concatenate(parts, axis=1).mean(axis=1)
         return mean
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is not in the table, for the checkpoint."""
         out = {
-            "drifted_until": np.array([self._drifted_until]),
-            "mean_spread": self._mean_spread,
             **nested("window", self.window.arrays()),
+            **nested("spread", self._spread.arrays()),
             **nested("fusion", self._fusion.arrays()),
             **nested("calibration", self._calibration.arrays()),
+            **nested("mixture", self._mixture.arrays()),
             **nested("drift", self._drift.arrays()),
         }
+        if self._lstm:
+            out |= nested("final", self._final.arrays())
         for expert in self._experts:
             out |= nested(expert.name, expert.arrays())
         return out
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take `arrays` back."""
-        self._drifted_until = int(arrays["drifted_until"][0])
-        self._mean_spread[:] = arrays["mean_spread"]
         self.window.restore(under("window", arrays))
+        self._spread.restore(under("spread", arrays))
         self._fusion.restore(under("fusion", arrays))
         self._calibration.restore(under("calibration", arrays))
+        self._mixture.restore(under("mixture", arrays))
         self._drift.restore(under("drift", arrays))
+        if self._lstm:
+            self._final.restore(under("final", arrays))
         for expert in self._experts:
             expert.restore(under(expert.name, arrays))
 
@@ -252,12 +317,24 @@ class Pool:
 
     def _landed(self, index: int, truth: Float64) -> Iterator[_Landed]:
         """The forecasts for bucket `index`, one group per horizon bucket."""
-        due, m = self._column("due"), len(self.experts)
+        due, m, q = self._column("due"), len(self.experts), len(self._levels)
         for bucket, horizon in enumerate(self._horizons):
-            said = due[:, self._ring[bucket] + index % horizon]  # (K, M + 1 + Q)
+            said = due[:, self._ring[bucket] + index % horizon]  # (K, M + 2 + Q or 2 Q)
             slots = np.flatnonzero(~np.isnan(truth) & ~np.isnan(said[:, m]))
             rows = said[slots].astype(np.float64)
-            yield _Landed(bucket, slots, truth[slots], rows[:, :m].T, rows[:, m], rows[:, m + 1 :])
+            predictions, pooled, fused, quantiles, outside = np.split(
+                rows.T, [m, m + 1, m + 2, m + 2 + q]
+            )
+            yield _Landed(
+                bucket,
+                slots,
+                truth[slots],
+                predictions,
+                pooled[0],
+                fused[0],
+                quantiles.T,
+                outside.T,
+            )
 
     def _score(self, landed: list[_Landed]) -> Score:
         score = self.no_score()
@@ -269,28 +346,62 @@ class Pool:
     # -- learn -----------------------------------------------------------------------------------
 
     def _learn(self, index: int, truth: Float64, landed: list[_Landed]) -> bool:
-        losses = []
-        spreads = self._spread(np.s_[:])
+        losses, m = [], len(self._names)
+        spreads = self._spread()
+        if self._lstm:
+            self._lstm.open(index)
+            self._lstm.land(index, truth)
         for group in landed:
             spread = spreads[group.slots]
-            loss = ((group.predictions - group.truth) / spread) ** 2
-            self._fusion.learn(group.bucket, group.slots, loss)
+            self._fusion.learn(
+                group.bucket, group.slots, group.predictions[:m], group.truth, spread
+            )
+            if self._lstm:
+                self._learn_network(index, group, spread)
             unit = self._calibration.unit(group.fused, spread)
             residual = group.truth - group.fused
             if group.bucket == 0:
                 self._note_quality(
                     group, self._expected_error(group.slots, group.fused[:, None], 0)
                 )
-            self._calibration.learn(group.bucket, group.slots, residual, unit)
+            self._learn_quantiles(group, spread, residual, unit)
             if len(residual):
                 losses.append(float(np.mean(np.abs(residual) / unit)))
-        self._learn_spread(truth)
+        self._spread.learn(truth)
+        self._fusion.settle(index)
+        if self._lstm and index % 6 == 0:
+            self._final.solve()
         for expert in self._experts:
             expert.learn(index, truth)
         drifted = bool(losses) and self._drift.update(float(np.mean(losses)))
         if drifted:
-            self._drifted_until = index + _DRIFT_BUCKETS
+            self._fusion.forget()
         return drifted
+
+    def _learn_quantiles(
+        self, group: _Landed, spread: Float64, residual: Float64, unit: Float64
+    ) -> None:
+        """The mixture, by what its members would say today; then the tracked quantiles."""
+        path, bucket = group.fused[:, None], np.array([group.bucket])
+        tracked = self._calibration.quantiles(group.slots, path, spread, bucket)[:, 0]
+        members = tracked, group.outside if self._lstm else None
+        size = self._calibration.expected_error(group.slots, path, spread, bucket)[:, 0]
+        self._mixture.learn(group.bucket, group.slots, group.truth, members, size)
+        self._calibration.learn(group.bucket, group.slots, residual, unit)
+
+    def _learn_network(self, index: int, group: _Landed, spread: Float64) -> None:
+        """The network's weights in the final fusion, and the errors that it is told of."""
+        if not self._lstm:
+            return
+        deviation = np.nan_to_num(group.predictions[-2:] - group.pooled) / spread
+        residual = (group.truth - group.pooled) / spread
+        self._final.learn(group.bucket, group.slots, deviation, residual)
+        error = self._expected_error(group.slots, group.pooled[:, None], group.bucket)[:, 0]
+        error = (group.truth - group.pooled) / error
+        if group.bucket == 0:
+            self._lstm.note(index, ONE_STEP, group.slots, error)
+        if group.bucket == len(self._horizons) - 1:
+            self._lstm.note(index, LAST_STEP, group.slots, error)
 
     def _note_quality(self, group: _Landed, expected: Float64) -> None:
         """One step ahead: errors, coverage and surprise of each key."""
@@ -306,61 +417,90 @@ class Pool:
         quality[group.slots] = _QUALITY_DISCOUNT * quality[group.slots] + news
         self._column("surprise")[group.slots] = (group.truth - group.fused) / expected[:, 0]
 
-    def _learn_spread(self, truth: Float64) -> None:
-        """Exponentially weighted variance of each key's values around their mean."""
-        state = self._column("spread")
-        seen = np.flatnonzero(~np.isnan(truth))
-        mean, variance, count = state[seen].astype(np.float64).T
-        count = np.minimum(count + 1, 1 / _SPREAD_RATE)
-        step = truth[seen] - mean
-        mean = mean + step / count
-        variance = variance + (step * (truth[seen] - mean) - variance) / count
-        state[seen] = np.stack([mean, variance, count], axis=1)
-        if len(seen):
-            self._mean_spread = 0.99 * self._mean_spread + (np.sqrt(variance).mean(), 1.0)
-
-    def _spread(self, slots: Int64 | slice) -> Float64:
-        """(B,) standard deviation of each key's values; never below a twentieth of the mean one.
-
-        While a key has seen little, an imagined observation of zero keeps it from vanishing; it
-        fades within ten buckets, so that a high level does not pass for a wide spread.
-        """
-        mean, variance, count = self._column("spread")[slots].astype(np.float64).T
-        imagined = np.maximum(1 - count / _IMAGINED_BUCKETS, 0.0)
-        own = np.sqrt((count * variance + imagined * mean**2) / (count + imagined + 1e-9))
-        total, weight = self._mean_spread
-        floor = 0.05 * total / weight if weight else 0.0
-        spread: Float64 = np.maximum(own, floor + 1e-6)
-        return spread
-
     # -- issue -----------------------------------------------------------------------------------
 
     def _issue(self, index: int) -> None:
         """Forecast every live key at the representative horizons and keep what was said."""
         due, live, m = self._column("due"), self._table.live, len(self.experts)
+        if self._lstm:
+            self._lstm.encode(np.flatnonzero(live))
         position = self._ring[:-1] + index % self._horizons
         buckets = np.arange(len(self._horizons))
         for rows in _chunks(self._table.size):
-            predictions = self._predict(rows, index, self._horizons)
-            fused = fuse(predictions, self._fusion.weights(rows))
-            said = np.empty((*fused.shape, due.shape[2]), np.float32)  # (B, G, M + 1 + Q)
-            for i, prediction in enumerate(predictions):
-                said[:, :, i] = prediction
-            said[:, :, m] = fused
-            said[:, :, m + 1 :] = self._quantiles(rows, fused, buckets)
-            said[~live[rows]] = np.nan
-            due[rows, position] = said
+            said = self._say(rows, index, self._horizons, buckets)
+            kept = np.empty((*said.fused.shape, due.shape[2]), np.float32)
+            for i, prediction in enumerate(said.predictions):
+                kept[:, :, i] = prediction
+            kept[:, :, m], kept[:, :, m + 1] = said.pooled, said.fused
+            kept[:, :, m + 2 : m + 2 + len(self._levels)] = said.quantiles
+            if said.outside is not None:
+                kept[:, :, m + 2 + len(self._levels) :] = said.outside
+            kept[~live[rows]] = np.nan
+            due[rows, position] = kept
+        if self._lstm and (slots := self._lstm.due(index)) is not None and len(slots):
+            self._lstm.learn(self._view(slots, index, np.arange(1, self.resolution.horizon + 1)))
+
+    def _say(self, slots: Int64 | slice, index: int, ahead: Int64, bucket: Int64) -> _Said:
+        """What is said of `slots` (B,) after bucket `index`, `ahead` (H,) steps of it."""
+        predictions = [expert.predict(slots, index, ahead) for expert in self._experts]
+        pooled, weights = self._fusion.fuse(slots, predictions, bucket)
+        outside, fused = None, pooled
+        if self._lstm:
+            view = self._view_of(slots, index, ahead, bucket, predictions, pooled)
+            absolute, residual, outside = self._lstm.answer(view)
+            predictions += [absolute, residual]
+            share = self._final.weights(slots)[:, :, bucket]  # (2, B, H)
+            deviations = np.nan_to_num(np.stack([absolute - pooled, residual - pooled]))
+            fused = pooled + (share * deviations).sum(axis=0)
+            weights = np.concatenate([weights * (1 - share.sum(axis=0)), share])
+        if self._is_count:
+            fused = np.maximum(fused, 0.0)
+        tracked = self._calibration.quantiles(slots, fused, self._spread(slots), bucket)
+        size = self._expected_error(slots, fused, bucket)
+        quantiles = self._mixture.quantiles(slots, tracked, outside, size, bucket)
+        return _Said(predictions, pooled, fused, quantiles, outside, weights)
+
+    def _view(self, slots: Int64, index: int, ahead: Int64) -> View:
+        bucket = self._bucket[ahead - 1]
+        predictions = [expert.predict(slots, index, ahead) for expert in self._experts]
+        pooled, _ = self._fusion.fuse(slots, predictions, bucket)
+        return self._view_of(slots, index, ahead, bucket, predictions, pooled)
+
+    def _view_of(
+        self,
+        slots: Int64 | slice,
+        index: int,
+        ahead: Int64,
+        bucket: Int64,
+        predictions: list[Float64],
+        pooled: Float64,
+    ) -> View:
+        loss = self._fusion.losses(slots)  # (B, G, M)
+        relative = np.log((loss + 1e-6) / (loss.min(axis=2, keepdims=True) + 1e-6))
+        relative = np.minimum(relative, 3.0)[:, bucket]  # (B, H, M)
+        unit = self._expected_error(slots, pooled, bucket)
+        return View(
+            slots,
+            index,
+            ahead,
+            dict(zip(self._names, predictions, strict=True)),
+            {name: relative[:, :, i] for i, name in enumerate(self._names)},
+            pooled,
+            unit,
+        )
+
+    def _mixed(self, slots: Int64) -> Float64:
+        """(M, B, G) the weights of all who have one."""
+        weights = self._fusion.weights(slots)
+        if not self._lstm:
+            return weights
+        share = self._final.weights(slots)
+        return np.concatenate([weights * (1 - share.sum(axis=0)), share])
 
     def _issued(self) -> NDArray[np.float32]:
         """(K, G) the fused forecasts issued at the newest closed bucket."""
         position = self._ring[:-1] + (self.window.closed - 1) % self._horizons
-        return self._column("due")[:, position, len(self.experts)]
-
-    def _predict(self, slots: Int64 | slice, index: int, ahead: Int64) -> list[Float64]:
-        return [expert.predict(slots, index, ahead) for expert in self._experts]
-
-    def _quantiles(self, slots: Int64 | slice, path: Float64, bucket: Int64) -> Float64:
-        return self._calibration.quantiles(slots, path, self._spread(slots), bucket)
+        return self._column("due")[:, position, len(self.experts) + 1]
 
     def _expected_error(
         self, slots: Int64 | slice, path: NDArray[np.floating[Any]], bucket: Int64 | int
@@ -375,14 +515,15 @@ class Pool:
         return self._table[f"{self._name}.{name}"]
 
 
-def representative_horizons(horizon: int) -> Int64:
-    """1, 2, 4, ... and `horizon` itself: the far end of each horizon bucket (G,).
+def horizon_buckets(horizon: int) -> tuple[Int64, Int64]:
+    """The last step of each of G horizon buckets, and its middle, which represents it.
 
-    >>> representative_horizons(24).tolist()
-    [1, 2, 4, 8, 16, 24]
+    >>> [part.tolist() for part in horizon_buckets(24)]
+    [[1, 2, 4, 8, 16, 24], [1, 2, 3, 6, 12, 20]]
     """
     powers = [1 << i for i in range(horizon.bit_length()) if 1 << i < horizon]
-    return np.array([*powers, horizon], np.int64)
+    ends = np.array([*powers, horizon], np.int64)
+    return ends, (np.concatenate([[0], ends[:-1]]) + 1 + ends) // 2
 
 
 def _chunks(size: int) -> Iterator[slice]:

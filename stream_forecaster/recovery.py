@@ -55,7 +55,7 @@ class Recovery:
     ) -> None:
         self._settings, self._calendar, self._cold_start = settings, calendar, cold_start
         self._transport, self._store, self._log = world.transport, world.store, world.log
-        self._wall_ms = world.wall_ms
+        self._wall_ms, self._weights = world.wall_ms, world.weights
 
     def recover(self, partition: int, dropped: Shard | None) -> Recovered:
         """The best state there is for a partition that was just assigned.
@@ -166,4 +166,4 @@ class Recovery:
         return low
 
     def _fresh(self, partition: int, offset: int) -> Shard:
-        return Shard(self._settings, self._calendar, partition, offset)
+        return Shard(self._settings, self._calendar, partition, offset, self._weights)

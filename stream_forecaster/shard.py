@@ -33,9 +33,11 @@ from stream_forecaster.errors import CheckpointMismatch
 from stream_forecaster.events import EventDecoder, Events, Reason, Reject, reject
 from stream_forecaster.forecasts import Forecast, Intent
 from stream_forecaster.keys import KeyTable, nested, under
-from stream_forecaster.pool import Pool
+from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.pool import Network, Pool
 from stream_forecaster.records import Records
 from stream_forecaster.scoring import Score
+from stream_forecaster.weights import Weights, shipped
 
 Int64 = NDArray[np.int64]
 
@@ -57,6 +59,7 @@ class Turn:
         hops: how many hops were due.
         scores: per resolution, what landed.
         drifts: per resolution, how many drifts were detected.
+        training_steps: how many steps trained the network.
     """
 
     forecasts: tuple[Forecast, ...]
@@ -65,6 +68,7 @@ class Turn:
     hops: int
     scores: tuple[Score, ...]
     drifts: tuple[int, ...]
+    training_steps: int
 
 
 class Shard:
@@ -76,7 +80,23 @@ class Shard:
         calendar: the time zone's.
     """
 
-    def __init__(self, settings: Settings, calendar: Calendar, partition: int, offset: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        calendar: Calendar,
+        partition: int,
+        offset: int,
+        weights: Weights | None = None,
+    ) -> None:
+        """Begin with no key known.
+
+        Args:
+            settings: all of them.
+            calendar: of the input's time zone.
+            partition: which.
+            offset: the next record to read.
+            weights: that the network starts from; None: those that ship.
+        """
         self.partition, self.offset = partition, offset
         self._settings, self.calendar = settings, calendar
         self._step_ms = settings.resolutions[0].step_ms
@@ -85,8 +105,10 @@ class Shard:
         self._table = KeyTable()
         self._table.add("observations", dtype=np.int64)
         self._table.add("sent_ms", dtype=np.int64, fill=-1)
+        self._network = _network(settings, partition, weights) if settings.model.network else None
         self._pools = tuple(
-            Pool(self._table, calendar, resolution, settings) for resolution in settings.resolutions
+            Pool(self._table, calendar, resolution, settings, self._network)
+            for resolution in settings.resolutions
         )
 
     @property
@@ -98,6 +120,10 @@ class Shard:
     def state_bytes(self) -> int:
         """Bytes of all per-key state, as allocated."""
         return self._table.nbytes
+
+    @property
+    def _training_steps(self) -> int:
+        return self._network.learner.steps if self._network else 0
 
     @property
     def watermark_ms(self) -> int | None:
@@ -135,6 +161,7 @@ class Shard:
         forecasts: list[Forecast] = []
         scores = [pool.no_score() for pool in self._pools]
         drifts, hops, counted = [0] * len(self._pools), 0, 0
+        trained = self._training_steps
         for run, hop, row in self._cut(events, records, rejects):
             counted += self._absorb(run)
             if hop is None:
@@ -162,6 +189,7 @@ class Shard:
             hops,
             tuple(scores),
             tuple(drifts),
+            self._training_steps - trained,
         )
 
     def checkpoint(self, log_id: str = "") -> Checkpoint:
@@ -172,6 +200,8 @@ class Shard:
         }
         for pool in self._pools:
             arrays |= nested(f"pool.{pool.resolution.step_ms}", pool.arrays())
+        if self._network:
+            arrays |= nested("network", self._network.learner.arrays())
         copies = {name: np.array(array) for name, array in arrays.items()}
         settings = self._settings.determining()
         return Checkpoint(self.partition, self.offset, log_id, settings, copies)
@@ -190,6 +220,8 @@ class Shard:
             shard._table.restore(under("table", checkpoint.arrays))
             for pool in shard._pools:
                 pool.restore(under(f"pool.{pool.resolution.step_ms}", checkpoint.arrays))
+            if shard._network:
+                shard._network.learner.restore(under("network", checkpoint.arrays))
         except (KeyError, ValueError) as error:
             raise CheckpointMismatch(
                 f"the checkpoint of partition {checkpoint.partition} at {checkpoint.offset} was "
@@ -291,3 +323,16 @@ class Shard:
             skill,
             fine.drifting,
         )
+
+
+def _network(settings: Settings, partition: int, weights: Weights | None) -> Network:
+    resolutions = settings.resolutions
+    learner = Learner(
+        [resolution.step_ms for resolution in resolutions],
+        [resolution.context for resolution in resolutions],
+        [resolution.horizon for resolution in resolutions],
+        weights or shipped(),
+        seed=(settings.model.seed, partition),
+        pace=Pace(),
+    )
+    return Network(learner)

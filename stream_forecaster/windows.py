@@ -130,6 +130,11 @@ class Window:
         cells = self._column("total")[slots][:, index % self.size]
         return np.where(index >= self._column("first")[slots][:, None], cells, np.nan)
 
+    def first(self, slots: Int64 | slice = np.s_[:]) -> Int64:
+        """(B,) the bucket of each key's first event."""
+        first: Int64 = self._column("first")[slots]
+        return first
+
     def age(self, slots: Int64 | slice = np.s_[:]) -> Int64:
         """(B,) closed buckets since each key's first event, that one included; at most 0: none."""
         age: Int64 = self.closed - np.minimum(self._column("first")[slots], self.closed)

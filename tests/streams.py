@@ -12,6 +12,7 @@ from stream_forecaster.config import Settings, parse
 from stream_forecaster.forecasts import Encoder
 from stream_forecaster.records import Message, Records
 from stream_forecaster.shard import Shard, Turn
+from stream_forecaster.weights import Weights
 
 START_MS = 1_767_312_000_000  # 2026-01-02 00:00 UTC
 MINUTE_MS = 60_000
@@ -26,8 +27,14 @@ Row = tuple[bytes | None, bytes | None, int]
 """Key, value and the broker's time of one record."""
 
 
-def settings(aggregate: str = "count", publish: str = "every_hop", ttl: str = "2h") -> Settings:
-    """Three resolutions small enough for every ring to wrap often."""
+def settings(
+    aggregate: str = "count",
+    publish: str = "every_hop",
+    ttl: str = "2h",
+    *,
+    network: bool = False,
+) -> Settings:
+    """Three resolutions small enough for every ring to wrap often; the network costs time."""
     return parse(
         {
             "input": {
@@ -37,6 +44,7 @@ def settings(aggregate: str = "count", publish: str = "every_hop", ttl: str = "2
             },
             "resolutions": _STEPS,
             "output": {"publish": publish, "quantiles": [0.1, 0.5, 0.9]},
+            "model": {"network": network},
             "state": {"key_ttl": ttl},
             "kafka": {"commit_interval": "0s"},
         }
@@ -77,6 +85,11 @@ def rows(draw: st.DrawFn, max_size: int = 60) -> list[Row]:
     return log
 
 
+def lessons(max_size: int = 20) -> st.SearchStrategy[list[Row]]:
+    """Logs in which the network is trained before anything befalls them."""
+    return rows(max_size).map(lambda log: busy_log(60) + log)
+
+
 def event(user: str, time_ms: int, value: float = 1.0) -> bytes:
     """An event's bytes."""
     return f'{{"user_id":"{user}","ts":{time_ms},"v":{value}}}'.encode()
@@ -101,9 +114,9 @@ def cuts(size: int) -> st.SearchStrategy[list[int]]:
     return st.lists(st.integers(0, size), max_size=8).map(lambda c: [0, *sorted(c), size])
 
 
-def shard(config: Settings) -> Shard:
+def shard(config: Settings, weights: Weights | None = None) -> Shard:
     """A shard that has seen nothing."""
-    return Shard(config, Calendar(config.input.timezone), 0, 0)
+    return Shard(config, Calendar(config.input.timezone), 0, 0, weights)
 
 
 def messages(config: Settings, turns: Iterable[Turn]) -> list[Message]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_forecaster.calibration import Calibration
+from stream_forecaster.calibration import Calibration, Mixture
 from stream_forecaster.keys import KeyTable
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
@@ -115,3 +115,61 @@ def test_a_restored_calibration_says_the_same(residuals: Residuals) -> None:
     restored.restore(calibration.arrays())
     asked = np.s_[:], np.ones((_K, _G)), np.ones(_K), np.arange(_G)
     np.testing.assert_array_equal(restored.quantiles(*asked), calibration.quantiles(*asked))
+
+
+_LEVELS = (0.1, 0.5, 0.9)
+_FIRST = np.array([0])
+
+
+def _mixture(*, is_count: bool, network: bool = True) -> Mixture:
+    table = KeyTable()
+    table.intern([b"a"], np.zeros(1, np.int64))
+    return Mixture(table, "x", _LEVELS, 1, network=network, is_count=is_count)
+
+
+@pytest.mark.parametrize("is_count", [False, True])
+def test_the_mixture_follows_whoever_has_the_smaller_losses(is_count: bool) -> None:  # noqa: FBT001  (pytest names it)
+    """Quantiles that are right win against those that are far off."""
+    mixture, rng = _mixture(is_count=is_count), np.random.default_rng(0)
+    right, wrong = np.array([[8.0, 10.0, 12.0]]), np.array([[28.0, 30.0, 32.0]])
+    for _ in range(100):
+        truth = rng.normal(10, 1.5, 1)
+        mixture.learn(0, _FIRST, truth, (wrong, right), np.ones(1))
+    said = mixture.quantiles(_FIRST, wrong[None], right[None], np.ones((1, 1)), _FIRST)
+    np.testing.assert_allclose(said[0, 0], right[0], atol=1.0)
+
+
+def test_quantiles_of_counts_are_whole_numbers() -> None:
+    """And never below zero, whatever the network says."""
+    tracked, network = np.array([[[0.2, 0.6, 1.4]]]), np.array([[[-3.0, 0.5, 2.2]]])
+    said = _mixture(is_count=True).quantiles(_FIRST, tracked, network, np.ones((1, 1)), _FIRST)
+    assert said.tolist() == [[[0.0, 1.0, 2.0]]]
+
+
+def test_a_network_that_was_not_asked_leaves_the_tracked_quantiles() -> None:
+    """NaN is no opinion."""
+    tracked = np.array([[[-1.0, 0.0, 1.0]]])
+    for network in (np.full_like(tracked, np.nan), None):
+        mixture = _mixture(is_count=False, network=network is not None)
+        said = mixture.quantiles(_FIRST, tracked, network, np.ones((1, 1)), _FIRST)
+        np.testing.assert_allclose(said, tracked)
+
+
+def test_too_narrow_a_mixture_of_real_values_is_widened() -> None:
+    """Until its intervals hold what they say; a restored one goes on alike."""
+    mixture, rng = _mixture(is_count=False), np.random.default_rng(0)
+    narrow, inside = np.array([[-0.3, 0.0, 0.3]]), []
+    for i in range(3000):
+        truth = rng.normal(0, 1, 1)
+        said = mixture.quantiles(_FIRST, narrow[None], narrow[None], np.ones((1, 1)), _FIRST)[0, 0]
+        assert (np.diff(said) >= 0).all()
+        if i >= 1000:
+            inside.append(said[0] <= truth[0] <= said[2])
+        mixture.learn(0, _FIRST, truth, (narrow, narrow), np.ones(1))
+    assert 0.77 < np.mean(inside) < 0.83
+    restored = _mixture(is_count=False)
+    restored.restore(mixture.arrays())
+    again = restored.quantiles(_FIRST, narrow[None], narrow[None], np.ones((1, 1)), _FIRST)
+    np.testing.assert_array_equal(
+        again, mixture.quantiles(_FIRST, narrow[None], narrow[None], np.ones((1, 1)), _FIRST)
+    )

@@ -1,8 +1,9 @@
 """Messages: every one follows the schema, whatever the log."""
 
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import datetime
 from decimal import Decimal
 from importlib import resources
@@ -343,23 +344,108 @@ def test_coverage_is_unknown_without_its_interval() -> None:
     assert unknown is None
 
 
+_levels = st.floats(-1e15, 1e15) | st.floats(-1e-6, 1e-6) | st.sampled_from([0.0, -0.0, math.nan])
+
+
 @pytest.mark.parametrize(
     ("level", "average", "momentum"),
     [
         (2.0, 60.0, 1.0),
+        (0.5, 60.0, -0.5),
+        (0.0, 60.0, -1.0),
         (0.0, 0.0, 0.0),
         (1.0, 0.0, 100.0),
         (1e15, 1e-290, 100.0),
-        (0.5, 60.0, -0.5),
+        (-1.0, -120.0, 0.5),
+        (-3.0, -120.0, -0.5),
+        (2.0, -60.0, 3.0),
     ],
 )
-def test_momentum_is_bounded(level: float, average: float, momentum: float) -> None:
-    """Short against long term, per fine bucket; nothing over nothing is no momentum."""
+def test_momentum_is_relative(level: float, average: float, momentum: float) -> None:
+    """Short against long term, per fine bucket; below zero up is up, too."""
     fine, coarse = _paths(60_000, level, level), _paths(3_600_000, 0.0, average)
 
     intent = Intent.of((fine, coarse), np.zeros(1), is_mean=False)
 
     assert intent.momentum.tolist() == [momentum]
+
+
+@pytest.mark.parametrize(("is_mean", "long_term"), [(False, 0.5), (True, 30.0)])
+def test_the_long_term_is_per_fine_bucket(*, is_mean: bool, long_term: float) -> None:
+    """An hour's sum is spread over its minutes; an hour's mean is a minute's."""
+    paths = (_paths(60_000, 1.0, 1.0), _paths(3_600_000, 0.0, 30.0))
+
+    intent = Intent.of(paths, np.zeros(1), is_mean=is_mean)
+
+    assert intent.long_term.tolist() == [long_term]
+
+
+@pytest.mark.parametrize(("level", "average"), [(1e-30, 0.0), (0.0, 1e-15), (0.0, -1e-15)])
+def test_a_silent_key_has_no_trend(level: float, average: float) -> None:
+    """What decay or rounding leaves is no level."""
+    fine, coarse = _paths(60_000, level, level), _paths(3_600_000, 0.0, average)
+
+    intent = Intent.of((fine, coarse), np.zeros(1), is_mean=False)
+
+    assert np.abs(intent.momentum) < 1e-6
+
+
+@given(low=_levels, high=_levels, fine_average=_levels, average=_levels, is_mean=st.booleans())
+def test_intent_is_finite_and_momentum_monotone(
+    *, low: float, high: float, fine_average: float, average: float, is_mean: bool
+) -> None:
+    """Law: a higher short-term level with the same long-term one has no lower momentum."""
+    coarse = _paths(3_600_000, 0.0, average)
+
+    lower, higher = (
+        Intent.of((_paths(60_000, level, fine_average), coarse), np.zeros(1), is_mean=is_mean)
+        for level in (low, high)
+    )
+
+    assert np.isfinite([list(astuple(intent)) for intent in (lower, higher)]).all()
+    assert np.abs([lower.momentum, higher.momentum]).max() <= 100
+    if lower.long_term == higher.long_term and lower.short_term <= higher.short_term:
+        assert lower.momentum <= higher.momentum
+
+
+@given(surprise=st.floats(-1e30, 1e30))
+def test_surprise_is_bounded(surprise: float) -> None:
+    """Law: it is what it is, up to a hundred expected errors either way."""
+    paths = (_paths(60_000, 1.0, 1.0), _paths(3_600_000, 0.0, 60.0))
+
+    intent = Intent.of(paths, np.array([surprise]), is_mean=False)
+
+    assert intent.surprise.tolist() == [max(-100.0, min(100.0, surprise))]
+
+
+@settings(max_examples=25)
+@given(size=st.integers(2, 40), seed=st.integers(0, 9), extra=st.integers(1, 20))
+def test_more_recent_events_never_lower_intent(size: int, seed: int, extra: int) -> None:
+    """Law, on the shard: more events in ann's newest bucket, everything before it the same.
+
+              ann, others          ann (+ extra)    closes the bucket, no more
+    ├───── size events ─────┤├── 00:00 of the next minute ──┤├── bob, 3 min later
+    """
+    log = busy_log(size, seed)
+    start_ms = (log[-1][2] // MINUTE_MS + 1) * MINUTE_MS
+    once: Row = (None, event("ann", start_ms), start_ms)
+    end_ms = start_ms + 1000 * 150  # the watermark is then a minute past the start, 90 s behind
+    closing: Row = (None, event("bob", end_ms), end_ms)
+
+    few, many = (_intent_of_ann([*log, *[once] * n, closing]) for n in (1, 1 + extra))
+
+    assert few["short_term"] <= many["short_term"]
+    assert few["surprise"] <= many["surprise"]
+    if few["long_term"] == many["long_term"]:
+        assert few["momentum"] <= many["momentum"]
+
+
+def _intent_of_ann(log: list[Row]) -> dict[str, float]:
+    forecasts = [
+        value for value in values(published(small_settings(), log)) if value["key"] == "ann"
+    ]
+    intent: dict[str, float] = forecasts[-1]["intent"]
+    return intent
 
 
 def _paths(step_ms: int, level: float, average: float) -> Paths:

@@ -1,6 +1,7 @@
-"""Fusion against its formula; that it pays is in `laws/test_experts.py`."""
+"""Fusion against its formulas; that it pays is in `laws/test_experts.py`."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,81 +10,127 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from stream_forecaster.fusion import Fusion, fuse, in_effect
+from stream_forecaster.fusion import (
+    _DISCOUNT,
+    _FORGET,
+    _LARGEST_LOSS,
+    _OWN_KEYS,
+    _POPULATION_DISCOUNT,
+    _PRIOR_BUCKETS,
+    _SHARE,
+    _SHARPNESS,
+    _SOLVE_EVERY,
+    ExponentialWeights,
+    Fusion,
+    Stack,
+    fuse,
+    in_effect,
+)
 from stream_forecaster.keys import KeyTable
 
+Float64 = NDArray[np.float64]
+
 _M, _K, _G = 3, 4, 2
+_ALL = np.s_[:]
+_START = np.array([0.3, -0.2, 0.0])
+_DISCOUNT_OF_A_KEY, _PRIOR = 0.9, 8.0
 
-_losses = npst.arrays(np.float64, (_M, _K), elements=st.one_of(st.just(np.nan), st.floats(0, 200)))
-_histories = st.lists(
-    st.tuples(st.integers(0, _G - 1), st.sets(st.integers(0, _K - 1)), _losses), max_size=15
-)
-History = list[tuple[int, set[int], NDArray[np.float64]]]
+_buckets = st.integers(0, _G - 1)
+_slots = st.sets(st.integers(0, _K - 1))
+_maybe = st.one_of(st.just(np.nan), st.floats(0, 200))
+_losses = npst.arrays(np.float64, (_M, _K), elements=_maybe)
+_histories = st.lists(st.tuples(_buckets, _slots, _losses), max_size=15)
+History = list[tuple[int, set[int], Float64]]
+
+_seeds = st.integers(0, 2**32 - 1)
+_landings = st.lists(st.tuples(_buckets, _slots, _seeds), max_size=15)
+Landings = list[tuple[int, set[int], int]]
 
 
-def _fusion() -> Fusion:
+def _table(keys: int = _K) -> KeyTable:
     table = KeyTable()
-    table.intern([b"%d" % i for i in range(_K)], np.zeros(_K, np.int64))
-    return Fusion(table, "p", _M, _G)
+    table.intern([b"%d" % i for i in range(keys)], np.zeros(keys, np.int64))
+    return table
 
 
-def _taught(history: History) -> Fusion:
-    fusion = _fusion()
+# -- exponential weights ---------------------------------------------------------------------------
+
+
+def _exponential() -> ExponentialWeights:
+    return ExponentialWeights(_table(), "p", _M, _G)
+
+
+def _taught(history: History) -> ExponentialWeights:
+    exponential = _exponential()
     for bucket, slots, losses in history:
         landed = np.array(sorted(slots), np.int64)
         spoken = np.where(np.isnan(losses).all(axis=0), 1.0, losses)  # one expert always speaks
-        fusion.learn(bucket, landed, spoken[:, landed])
-    return fusion
+        exponential.learn(bucket, landed, spoken[:, landed])
+    return exponential
 
 
 @given(history=_histories)
 def test_weights_sum_to_one(history: History) -> None:
     """Over the experts, for every key and horizon; and none is ever lost for good."""
-    weights = _taught(history).weights(np.s_[:])
+    weights = _taught(history).weights(_ALL)
     assert weights.shape == (_M, _K, _G)
     np.testing.assert_allclose(weights.sum(axis=0), 1.0)
-    assert (weights >= 0.01 / _M * (1 - 1e-9)).all()
+    assert (weights >= _SHARE / _M * (1 - 1e-9)).all()
 
 
 @given(history=_histories)
 def test_weights_are_the_formula(history: History) -> None:
     """Discounted losses, own shrunk to everyone's, through an exponential of the regret."""
-    weights = _taught(history).weights(np.s_[:])
+    exponential = _taught(history)
+    weights, losses = exponential.weights(_ALL), exponential.losses(_ALL)
     everyone = np.zeros((_G, _M + 1))
     own = np.zeros((_K, _G, _M + 1))
-    for bucket, slots, losses in history:
+    for bucket, slots, landed in history:
         if not slots:
             continue
         rows = {}
         for k in slots:
-            row = [min(float(x), 100.0) for x in losses[:, k]]
+            row = [min(float(x), _LARGEST_LOSS) for x in landed[:, k]]
             known = [x for x in row if not math.isnan(x)] or [1.0]
             rows[k] = [max(known) if math.isnan(x) else x for x in row]
-            own[k, bucket] = 0.99 * own[k, bucket] + [*rows[k], 1.0]
+            own[k, bucket] = _DISCOUNT * own[k, bucket] + [*rows[k], 1.0]
         mean = np.mean(list(rows.values()), axis=0)
-        everyone[bucket] = 0.99 * everyone[bucket] + [*mean, 1.0]
+        everyone[bucket] = _DISCOUNT * everyone[bucket] + [*mean, 1.0]
     for k in range(_K):
         for g in range(_G):
             prior = everyone[g, :_M] / max(everyone[g, _M], 1.0)
-            loss = (own[k, g, :_M] + 20 * prior) / (own[k, g, _M] + 20)
+            count = own[k, g, _M]
+            loss = (own[k, g, :_M] + _PRIOR_BUCKETS * prior) / (count + _PRIOR_BUCKETS)
             regret = (loss - loss.min()) / (loss.min() + 1e-6)
-            raw = np.exp(-2 * np.sqrt(own[k, g, _M] + min(everyone[g, _M], 20)) * regret)
-            expected = 0.99 * raw / raw.sum() + 0.01 / _M
+            evidence = np.sqrt(count + min(everyone[g, _M], _PRIOR_BUCKETS))
+            raw = np.exp(-_SHARPNESS * evidence * regret)
+            expected = (1 - _SHARE) * raw / raw.sum() + _SHARE / _M
+            np.testing.assert_allclose(losses[k, g], loss, rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(weights[:, k, g], expected, rtol=1e-3, atol=1e-5)
+
+
+@given(history=_histories, bucket=_buckets, slots=_slots)
+def test_a_part_of_the_weights_is_the_same_as_in_the_whole(
+    history: History, bucket: int, slots: set[int]
+) -> None:
+    """Of some slots in one horizon bucket."""
+    exponential, rows = _taught(history), np.array(sorted(slots), np.int64)
+    part = exponential.weights(rows, slice(bucket, bucket + 1))
+    np.testing.assert_array_equal(part[:, :, 0], exponential.weights(_ALL)[:, rows, bucket])
 
 
 def test_everyone_is_equal_in_the_beginning() -> None:
     """Before any loss has landed."""
-    np.testing.assert_allclose(_fusion().weights(np.s_[:]), 1 / _M)
+    np.testing.assert_allclose(_exponential().weights(_ALL), 1 / _M)
 
 
 def test_a_newcomer_has_the_weights_that_serve_the_others() -> None:
     """And a key of its own mind departs from them."""
-    fusion = _fusion()
+    exponential = _exponential()
     for _ in range(100):
         losses = np.array([[0.1, 0.1, 2.0], [1.0, 1.0, 1.0], [2.0, 2.0, 0.1]])
-        fusion.learn(0, np.arange(3), losses)
-    weights = fusion.weights(np.s_[:])[:, :, 0]
+        exponential.learn(0, np.arange(3), losses)
+    weights = exponential.weights(_ALL)[:, :, 0]
     old, contrary, newcomer = weights[:, 0], weights[:, 2], weights[:, 3]
     assert old.argmax() == newcomer.argmax() == 0
     assert contrary.argmax() == 2
@@ -93,13 +140,347 @@ def test_a_newcomer_has_the_weights_that_serve_the_others() -> None:
 def test_the_scale_of_the_losses_cancels(scale: float) -> None:
     """Twice the error for everyone moves no weight."""
     losses = np.array([[0.1], [0.12], [0.2]])
-    one, scaled = _fusion(), _fusion()
+    one, scaled = _exponential(), _exponential()
     for _ in range(50):
         one.learn(0, np.array([0]), losses)
-        scaled.learn(0, np.array([0]), losses * min(scale, 400))
+        scaled.learn(0, np.array([0]), losses * scale)
     np.testing.assert_allclose(
         scaled.weights(np.s_[:1])[:, 0, 0], one.weights(np.s_[:1])[:, 0, 0], atol=2e-3
     )
+
+
+# -- stack -----------------------------------------------------------------------------------------
+
+
+def _stack(keys: int = _K, *, convex: bool = False) -> Stack:
+    return Stack(
+        _table(keys),
+        "s",
+        _G,
+        _START.copy(),
+        discount=_DISCOUNT_OF_A_KEY,
+        prior=_PRIOR,
+        convex=convex,
+    )
+
+
+def _drawn(slots: set[int], seed: int) -> tuple[NDArray[np.int64], Float64, Float64]:
+    """Slots (B,), deviations (M, B) and residuals (B,) that depend on them."""
+    rng, rows = np.random.default_rng(seed), np.array(sorted(slots), np.int64)
+    deviation = rng.normal(size=(_M, len(rows)))
+    return rows, deviation, deviation[0] - 0.5 * deviation[1] + rng.normal(size=len(rows))
+
+
+def _regressed(landings: Landings, *, convex: bool = False) -> Stack:
+    stack = _stack(convex=convex)
+    for bucket, slots, seed in landings:
+        stack.learn(bucket, *_drawn(slots, seed))
+    stack.solve()
+    return stack
+
+
+def _ridge(
+    rows: list[tuple[float, Float64, float]], scale: Float64, prior: float, start: Float64
+) -> Float64:
+    """Least squares of residuals on deviations, with the prior as so many further observations.
+
+    Args:
+        rows: weight, deviation (M,) and residual of each observation.
+        scale: (M, M) what one imagined observation tells.
+        prior: how many there are of them.
+        start: (M,) which weights they speak for.
+    """
+    root = np.linalg.cholesky(prior * scale).T
+    regressors = [math.sqrt(w) * d for w, d, _ in rows]
+    targets = [math.sqrt(w) * r for w, _, r in rows]
+    weight: Float64 = np.linalg.lstsq(
+        np.array([*regressors, *root]), np.array([*targets, *(root @ start)]), rcond=None
+    )[0]
+    return weight
+
+
+@given(landings=_landings)
+def test_a_stack_is_the_ridge_regression_of_all_that_landed(landings: Landings) -> None:
+    """The population's shrunk to the start, a key's own to the population's; older rows less."""
+    weights = _regressed(landings).weights(_ALL)
+    for g in range(_G):
+        pooled: list[tuple[float, Float64, float]] = []
+        own: dict[int, list[tuple[float, Float64, float]]] = {k: [] for k in range(_K)}
+        landed = 0.0
+        for bucket, slots, seed in landings:
+            if bucket != g or not slots:
+                continue
+            landed = _POPULATION_DISCOUNT * landed + 1
+            pooled = [(w * _POPULATION_DISCOUNT, d, r) for w, d, r in pooled]
+            for k, deviation, r in zip(*_of_each(slots, seed), strict=True):
+                w = 1 / math.sqrt(1 + r**2)
+                pooled.append((w / len(slots), deviation, r))
+                older = [(u * _DISCOUNT_OF_A_KEY, d, s) for u, d, s in own[k]]
+                own[k] = [*older, (w, deviation, r)]
+        if landed < 2:  # too little to solve
+            np.testing.assert_allclose(weights[:, :, g], np.tile(_START, (_K, 1)).T)
+            continue
+        mean = sum(w * np.outer(d, d) for w, d, _ in pooled) / landed
+        scale = mean + (0.02 * np.trace(mean) / _M + 1e-9) * np.eye(_M)
+        everyone = _ridge(pooled, scale, _PRIOR / 4, _START)
+        for k in range(_K):
+            expected = _ridge(own[k], scale, _PRIOR, everyone)
+            np.testing.assert_allclose(weights[:, k, g], expected, rtol=1e-3, atol=1e-4)
+
+
+def _of_each(slots: set[int], seed: int) -> tuple[list[int], list[Float64], list[float]]:
+    rows, deviation, residual = _drawn(slots, seed)
+    return rows.tolist(), list(deviation.T), residual.tolist()
+
+
+@given(landings=_landings)
+def test_a_convex_stack_stays_within_its_bounds(landings: Landings) -> None:
+    """No weight below zero once it has solved, and together at most one."""
+    stack = _regressed(landings, convex=True)
+    solved = [g for g in range(_G) if sum(b == g and bool(slots) for b, slots, _ in landings) > 2]
+    weights = stack.weights(_ALL)[:, :, solved]
+    assert (weights >= 0).all()
+    assert (weights.sum(axis=0) <= 1 + 1e-6).all()
+
+
+def test_a_stack_starts_with_what_it_was_given() -> None:
+    """Before anything has landed, solved or not."""
+    stack = _stack()
+    stack.solve()
+    np.testing.assert_array_equal(
+        stack.weights(_ALL), np.broadcast_to(_START[:, None, None], (_M, _K, _G))
+    )
+
+
+def test_keys_beyond_the_first_have_the_weights_of_the_population() -> None:
+    """And so has a newcomer among the first; only who has learned by itself departs."""
+    keys = _OWN_KEYS + 3
+    stack, rng = _stack(keys), np.random.default_rng(0)
+    learners = np.delete(np.arange(keys), 5)
+    for _ in range(60):
+        deviation = rng.normal(size=(_M, keys - 1))
+        stack.learn(0, learners, deviation, np.where(learners % 2, 1, -1) * deviation[0])
+    stack.solve()
+    weights = stack.weights(_ALL)[:, :, 0]
+    beyond, newcomer = weights[:, _OWN_KEYS:], weights[:, 5]
+    np.testing.assert_array_equal(beyond, np.tile(beyond[:, :1], 3))
+    np.testing.assert_allclose(newcomer, beyond[:, 0], atol=1e-6)
+    assert weights[0, 7] > 0.3 > -0.3 > weights[0, 8]
+    assert abs(newcomer[0]) < 0.2
+    picked = np.array([_OWN_KEYS + 1, 7, 5])
+    np.testing.assert_array_equal(stack.weights(picked)[:, :, 0], weights[:, picked])
+
+
+def test_who_comes_into_a_freed_slot_has_the_weights_of_the_population() -> None:
+    """At once, and after the next solution."""
+    stack, rng = _stack(), np.random.default_rng(0)
+    for _ in range(60):
+        deviation = rng.normal(size=(_M, 2))
+        stack.learn(0, np.array([1, 2]), deviation, np.array([1, -1]) * deviation[0])
+    stack.solve()
+    everyone = stack.arrays()["weight"][0].copy()
+    stack._table.forget(b"2")
+    slot = stack._table.intern([b"newcomer"], np.array([0]))
+    np.testing.assert_array_equal(stack.weights(slot)[:, 0, 0], everyone)
+    stack.solve()
+    np.testing.assert_allclose(stack.weights(slot)[:, 0, 0], everyone, rtol=1e-6)
+
+
+def test_one_burst_does_not_turn_a_regression() -> None:
+    """A residual of a thousand spreads among two hundred usual ones, which say 0.5."""
+    stack, rng = _stack(1), np.random.default_rng(0)
+    for n in range(200):
+        deviation = rng.normal(size=(_M, 1))
+        burst = 1000.0 if n == 150 else 0.0
+        stack.learn(0, np.array([0]), deviation, 0.5 * deviation[0] + burst)
+    stack.solve()
+    np.testing.assert_allclose(stack.weights(_ALL)[:, 0, 0], [0.5, 0, 0], atol=0.3)
+
+
+def test_a_restored_stack_keeps_the_start_that_it_had() -> None:
+    """Though stacks now begin with other weights: they are shrunk to those of their own time."""
+    stack, rng = _stack(), np.random.default_rng(0)
+    now = np.array([0.9, 0.9, 0.9])
+    restored = Stack(_table(), "s", _G, now, discount=_DISCOUNT_OF_A_KEY, prior=_PRIOR)
+    restored._table.restore({k: v.copy() for k, v in stack._table.arrays().items()})
+    restored.restore({k: v.copy() for k, v in stack.arrays().items()})
+    for _ in range(5):
+        landed = rng.normal(size=(_M, _K)), rng.normal(size=_K)
+        for each in (stack, restored):
+            each.learn(0, np.arange(_K), *landed)
+            each.solve()
+    np.testing.assert_array_equal(restored.weights(_ALL), stack.weights(_ALL))
+
+
+# -- both ------------------------------------------------------------------------------------------
+
+
+def _fusion() -> Fusion:
+    return Fusion(_table(), "p", _M, _G)
+
+
+def _told(landings: Landings, fusion: Fusion | None = None) -> Fusion:
+    """Learned from random forecasts, of which a fifth is silent but never the last expert's."""
+    fusion = fusion or _fusion()
+    for index, (bucket, slots, seed) in enumerate(landings):
+        rng, rows = np.random.default_rng(seed), np.array(sorted(slots), np.int64)
+        truth = rng.normal(5, 2, len(rows))
+        predictions = truth + rng.normal(0, [[0.3], [1.0], [3.0]], (_M, len(rows)))
+        predictions[:-1][rng.random((_M - 1, len(rows))) < 0.2] = np.nan
+        fusion.learn(bucket, rows, predictions, truth, np.full(len(rows), 2.0))
+        fusion.settle(index * _SOLVE_EVERY)
+    return fusion
+
+
+_predictions = npst.arrays(
+    np.float64, (_M, _K, 4), elements=st.one_of(st.just(np.nan), st.floats(-1e6, 1e6))
+)
+_STEPS = np.array([0, 1, 1, 0])  # the horizon bucket of each
+
+
+@given(landings=_landings, predictions=_predictions)
+def test_the_path_is_the_sum_of_its_published_weights(
+    landings: Landings, predictions: Float64
+) -> None:
+    """Which are one in total, and zero for the silent; without any opinion the path is zero."""
+    path, weights = _told(landings).fuse(_ALL, list(predictions), _STEPS)
+    assert weights.shape == predictions.shape
+    silent = np.isnan(predictions)
+    assert (weights[silent] == 0).all()
+    total = np.where(silent.all(axis=0), 0.0, 1.0)
+    np.testing.assert_allclose(weights.sum(axis=0), total, atol=1e-9)
+    expected = (weights * np.where(silent, 0.0, predictions)).sum(axis=0)
+    np.testing.assert_allclose(path, expected, rtol=1e-9, atol=1e-6)
+
+
+@given(landings=_landings, predictions=_predictions)
+def test_the_path_is_the_mean_of_both_fusions(landings: Landings, predictions: Float64) -> None:
+    """Of the weighted mean, and of that with the regression of its errors on top."""
+    fusion = _told(landings)
+    path, _ = fusion.fuse(_ALL, list(predictions), _STEPS)
+    weights = fusion._exponential.weights(_ALL)[:, :, _STEPS]
+    anchor = fuse(list(predictions), weights)
+    spoken = ~np.isnan(predictions).all(axis=0)
+    deviation = np.nan_to_num(predictions - anchor)
+    stacked = anchor + (fusion._stack.weights(_ALL)[:, :, _STEPS] * deviation).sum(axis=0)
+    expected = np.where(spoken, (anchor + stacked) / 2, 0.0)
+    np.testing.assert_allclose(path, expected, rtol=1e-9, atol=1e-5)
+
+
+@given(landings=_landings)
+def test_the_weights_are_those_of_a_path_in_which_all_speak(landings: Landings) -> None:
+    """By horizon bucket."""
+    fusion = _told(landings)
+    _, weights = fusion.fuse(_ALL, list(np.ones((_M, _K, _G))), np.arange(_G))
+    np.testing.assert_allclose(fusion.weights(_ALL), weights, atol=1e-12)
+
+
+@given(landings=_landings, predictions=_predictions, slots=_slots)
+def test_a_key_is_fused_alike_alone_and_among_others(
+    landings: Landings, predictions: Float64, slots: set[int]
+) -> None:
+    """Which keys are asked for together does not matter."""
+    fusion, rows = _told(landings), np.array(sorted(slots), np.int64)
+    together, _ = fusion.fuse(_ALL, list(predictions), _STEPS)
+    some, _ = fusion.fuse(rows, list(predictions[:, rows]), _STEPS)
+    np.testing.assert_array_equal(some, together[rows])
+
+
+@given(landings=_landings, others=_predictions)
+def test_an_expert_that_never_speaks_does_no_harm(landings: Landings, others: Float64) -> None:
+    """The others' path is the same in a pool of three of which one is silent, as without it."""
+    three, two = _fusion(), Fusion(_table(), "p", 2, _G)
+    for index, (bucket, slots, seed) in enumerate(landings):
+        rng, rows = np.random.default_rng(seed), np.array(sorted(slots), np.int64)
+        truth = rng.normal(size=len(rows))
+        said = truth + rng.normal(0, [[0.5], [1.0]], (2, len(rows)))
+        silent = np.full((1, len(rows)), np.nan)
+        for fusion, predictions in ((three, np.concatenate([said, silent])), (two, said)):
+            fusion.learn(bucket, rows, predictions, truth, np.ones(len(rows)))
+            fusion.settle(index * _SOLVE_EVERY)
+    speaking = list(np.nan_to_num(others[:2] / 1e6))
+    path, weights = three.fuse(_ALL, [*speaking, np.full((_K, 1), np.nan)], _STEPS)
+    expected, _ = two.fuse(_ALL, speaking, _STEPS)
+    assert (weights[2] == 0).all()
+    np.testing.assert_allclose(path, expected, atol=0.02)
+
+
+def test_regressions_are_solved_now_and_then() -> None:
+    """Which bucket it is decides, so that replay does it alike."""
+    landed = np.arange(_K), np.arange(12.0).reshape(_M, _K), np.ones(_K), np.ones(_K)
+    for index in range(2 * _SOLVE_EVERY):
+        fusion = _fusion()
+        for _ in range(5):
+            fusion.learn(0, *landed)
+        fusion.settle(index)
+        assert fusion._stack.weights(_ALL).any() == (index % _SOLVE_EVERY == 0)
+
+
+def test_the_scale_of_the_series_cancels() -> None:
+    """A key a thousand times as large, with its spread, has the same weights."""
+    one, large = _fusion(), _fusion()
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        truth = rng.normal(size=_K)
+        said = truth + rng.normal(0, [[0.3], [1.0], [3.0]], (_M, _K))
+        one.learn(0, np.arange(_K), said, truth, np.ones(_K))
+        large.learn(0, np.arange(_K), 1000 * said, 1000 * truth, np.full(_K, 1000.0))
+    one.settle(0)
+    large.settle(0)
+    assert one._stack.weights(_ALL).any()
+    np.testing.assert_allclose(large.weights(_ALL), one.weights(_ALL), rtol=1e-4, atol=1e-6)
+
+
+def test_forgetting_keeps_a_tenth_of_the_evidence() -> None:
+    """Of the population's and of every key's, in both fusions."""
+    fusion, rng = _fusion(), np.random.default_rng(0)
+    for _ in range(100):
+        truth = rng.normal(size=_K)
+        said = truth + rng.normal(0, [[0.3], [1.0], [3.0]], (_M, _K))
+        fusion.learn(0, np.arange(_K), said, truth, np.ones(_K))
+    before = _evidence(fusion)
+    fusion.forget()
+    after = _evidence(fusion)
+    assert len(before) == 9
+    for name, array in before.items():
+        assert array.any()
+        np.testing.assert_allclose(after[name], _FORGET * array, rtol=1e-6, err_msg=name)
+
+
+def _kept_by(fusion: Fusion) -> KeyTable:
+    return fusion._exponential._table
+
+
+def _evidence(fusion: Fusion) -> dict[str, Float64]:
+    """Everything that adds up as forecasts land; not the weights that follow from it."""
+    kept = fusion.arrays() | _kept_by(fusion).arrays()
+    last = ("loss", "landed", "gram", "cross")
+    kept = {name: array for name, array in kept.items() if name.split(".")[-1] in last}
+    return {name: array.astype(np.float64) for name, array in kept.items()}
+
+
+@given(landings=_landings, more=_landings, forgets=st.booleans())
+def test_a_restored_fusion_goes_on(landings: Landings, more: Landings, *, forgets: bool) -> None:
+    """With the key table, which the checkpoint holds beside it."""
+    fusion, restored = _told(landings), _fusion()
+    if forgets:
+        fusion.forget()
+    _kept_by(restored).restore({k: v.copy() for k, v in _kept_by(fusion).arrays().items()})
+    restored.restore({k: v.copy() for k, v in fusion.arrays().items()})
+    for each in (fusion, restored):
+        _kept_by(each).intern([b"newcomer"], np.array([0]))
+    for ask in _QUESTIONS:
+        np.testing.assert_array_equal(ask(restored), ask(fusion))
+        np.testing.assert_array_equal(ask(_told(more, restored)), ask(_told(more, fusion)))
+
+
+_QUESTIONS: tuple[Callable[[Fusion], Float64], ...] = (
+    lambda fusion: fusion.weights(_ALL),
+    lambda fusion: fusion.losses(_ALL),
+)
+
+
+# -- the weighted mean -----------------------------------------------------------------------------
 
 
 @given(
@@ -109,8 +490,7 @@ def test_the_scale_of_the_losses_cancels(scale: float) -> None:
     weights=npst.arrays(np.float64, (_M, _K, _G), elements=st.floats(0.01, 1)),
 )
 def test_the_fused_path_is_the_mean_of_those_who_speak(
-    predictions: NDArray[np.float64],
-    weights: NDArray[np.float64],
+    predictions: Float64, weights: Float64
 ) -> None:
     """An expert without an opinion has no weight; without any the path is zero."""
     fused, effective = fuse(list(predictions), weights), in_effect(list(predictions), weights)
@@ -130,16 +510,12 @@ def test_the_fused_path_is_the_mean_of_those_who_speak(
 
 
 def test_flat_predictions_hold_for_every_horizon() -> None:
-    """(B, 1) is as good as (B, G)."""
-    weights = np.full((2, 1, 3), 0.5)
-    fused = fuse([np.array([[2.0]]), np.array([[1.0, 2.0, 3.0]])], weights)
-    assert fused.tolist() == [[1.5, 2.0, 2.5]]
-
-
-@given(history=_histories)
-def test_a_restored_fusion_has_the_same_weights(history: History) -> None:
-    """With the key table, which the checkpoint holds beside it."""
-    fusion, restored = _taught(history), _fusion()
-    restored._table.restore(fusion._table.arrays())
-    restored.restore(fusion.arrays())
-    np.testing.assert_array_equal(restored.weights(np.s_[:]), fusion.weights(np.s_[:]))
+    """(B, 1) is as good as (B, H), in the weighted mean and in the fusion of both."""
+    flat, path = np.array([[2.0]]), np.array([[1.0, 2.0, 3.0]])
+    assert fuse([flat, path], np.full((2, 1, 3), 0.5)).tolist() == [[1.5, 2.0, 2.5]]
+    fusion = Fusion(_table(1), "p", 2, 1)
+    for fused in (
+        fusion.fuse(_ALL, [flat, path], np.zeros(3, np.int64))[0],
+        fusion.fuse(_ALL, [np.tile(flat, 3), path], np.zeros(3, np.int64))[0],
+    ):
+        np.testing.assert_allclose(fused, [[1.5, 2.0, 2.5]])

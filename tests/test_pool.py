@@ -15,7 +15,7 @@ from streams import settings
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.pool import Pool, representative_horizons
+from stream_forecaster.pool import Pool, horizon_buckets
 from stream_forecaster.scoring import NAIVE, PUBLISHED, Score
 
 _MINUTE_MS = 60_000
@@ -43,6 +43,17 @@ class Alone:
         return np.array([self.table.slot(key.encode())])
 
 
+def _far(aggregate: str) -> Settings:
+    """A horizon whose buckets end at 1, 2, 4, 7 and have their middles at 1, 2, 3, 6."""
+    return parse(
+        {
+            "input": {"aggregate": aggregate, "value": "v"},
+            "resolutions": [{"step": "1m", "context": 5, "horizon": 7}],
+            "output": {"quantiles": [0.1, 0.5, 0.9]},
+        }
+    )
+
+
 _streams = st.lists(
     st.dictionaries(st.sampled_from(["ann", "bob", "cyd"]), st.integers(-50, 50)),
     min_size=1,
@@ -68,7 +79,7 @@ def test_the_last_value_errs_by_what_the_stream_moved(
     stream: list[dict[str, int]], aggregate: str
 ) -> None:
     """At horizon h its errors are |y[t] - y[t - h]|, by hand, over all keys and buckets."""
-    alone = Alone(settings(aggregate))
+    alone = Alone(_far(aggregate))
     horizons = alone.pool.no_score().horizons
     values = _values(stream, aggregate)
     for t, events in enumerate(stream):
@@ -86,8 +97,9 @@ def test_the_last_value_errs_by_what_the_stream_moved(
 @given(stream=_streams, aggregate=aggregates)
 def test_what_is_scored_is_what_was_published(stream: list[dict[str, int]], aggregate: str) -> None:
     """Keep every path in a list, and score it by hand when its time comes."""
-    alone = Alone(settings(aggregate))
+    alone = Alone(_far(aggregate))
     values, horizons = _values(stream, aggregate), alone.pool.no_score().horizons
+    assert horizons == (1, 2, 3, 6)
     levels = alone.config.output.quantiles
     said: dict[tuple[str, int], tuple[Any, Any]] = {}
     for t, events in enumerate(stream):
@@ -184,35 +196,71 @@ def test_a_forecast_moves_by_a_tenth_of_its_error() -> None:
     assert alone.pool.moved()[ann]
 
 
+class Coins:
+    """Twenty keys that are each a level or zero, as a coin falls."""
+
+    def __init__(self) -> None:
+        resolution = {"step": "1m", "context": 5, "horizon": 1}
+        self.alone = Alone(parse({"resolutions": [resolution]}))
+        self._rng = np.random.default_rng(0)
+
+    def close(self, level: float) -> bool:
+        """Close a bucket; was a drift detected?"""
+        pool = self.alone.pool
+        time_ms = np.full(20, pool.window.closed * _MINUTE_MS)
+        slots = self.alone.table.intern([b"%d" % i for i in range(20)], time_ms)
+        pool.window.absorb(slots, time_ms, np.where(self._rng.random(20) < 0.5, level, 0.0))
+        return pool.close()[1]
+
+    def evidence(self) -> float:
+        """How many landed forecasts the fusion counts, the mean of a key's and the population's."""
+        own = self.alone.table[f"pool.{_MINUTE_MS}.landed"].mean()
+        return float(own + self.alone.pool.arrays()["fusion.exponential.landed"].mean()) / 2
+
+
 def test_a_drift_lasts_sixty_buckets() -> None:
     """From its detection on, the resolution says that it drifts; then it is stable again."""
-    config = parse({"resolutions": [{"step": "1m", "context": 5, "horizon": 1}]})
-    alone, rng = Alone(config), np.random.default_rng(0)
-    keys = [f"k{i}" for i in range(20)]
-
-    def close(level: float) -> bool:
-        time_ms = np.full(20, alone.pool.window.closed * _MINUTE_MS)
-        slots = alone.table.intern([key.encode() for key in keys], time_ms)
-        alone.pool.window.absorb(slots, time_ms, np.where(rng.random(20) < 0.5, level, 0.0))
-        return alone.pool.close()[1]
-
-    assert not any(close(10.0) for _ in range(200))
-    assert not alone.pool.drifting
-    assert any(close(2_000.0) for _ in range(60))
+    coins = Coins()
+    assert not any(coins.close(10.0) for _ in range(200))
+    assert not coins.alone.pool.drifting
+    assert any(coins.close(2_000.0) for _ in range(60))
     lasted = 0
-    while alone.pool.drifting:
+    while coins.alone.pool.drifting:
         lasted += 1
-        assert not close(0.0)
+        assert not coins.close(0.0)
     assert lasted == 60
+
+
+def test_a_drift_makes_the_fusion_forget() -> None:
+    """A tenth of its evidence is left, of the keys' and of the population's; it grows otherwise."""
+    coins, drifted = Coins(), False
+    for n in range(260):
+        before = coins.evidence() if n else 0.0
+        drifted = coins.close(10.0 if n < 200 else 2_000.0)
+        if drifted:
+            break
+        assert coins.evidence() >= before
+    assert drifted
+    assert before > 100
+    assert 0.09 * before < coins.evidence() < 0.11 * before
 
 
 @given(horizon=st.integers(1, 1000))
 def test_horizon_buckets_cover_the_horizon(horizon: int) -> None:
-    """Each is up to twice as far as the one before; the last is the end."""
-    horizons = representative_horizons(horizon).tolist()
-    assert horizons[0] == 1
-    assert horizons[-1] == horizon
-    assert all(a < b <= 2 * a for a, b in pairwise(horizons))
+    """Each ends up to twice as far as the one before; the last is the end."""
+    ends = horizon_buckets(horizon)[0].tolist()
+    assert ends[0] == 1
+    assert ends[-1] == horizon
+    assert all(a < b <= 2 * a for a, b in pairwise(ends))
+
+
+@given(horizon=st.integers(1, 1000))
+def test_a_horizon_bucket_is_represented_by_its_middle_step(horizon: int) -> None:
+    """As many of its steps lie below as above, or one more above."""
+    ends, middles = horizon_buckets(horizon)
+    for begin, middle, end in zip([0, *ends], middles, ends, strict=False):
+        below, above = middle - begin - 1, end - middle
+        assert 0 <= above - below <= 1
 
 
 def test_quality_is_of_the_key() -> None:

@@ -19,6 +19,7 @@ _SHOWN: dict[Forecaster, str] = {
     "naive": NAIVE,
     "moving_average": "moving_average",
     "seasonal": "seasonal_week",
+    "lstm": "lstm",
 }
 """The metric's forecasters, and what the scores call them."""
 _SCORE_MEMORY = 0.995
@@ -40,10 +41,9 @@ class Scoreboard:
             self._telemetry.rejects(reason, n)
         for forecast in turn.forecasts:
             self._telemetry.keys_expired(len(forecast.expired))
-            origins = np.bincount(forecast.prior, minlength=2).tolist()
-            for origin, n in zip(("pool", "prior"), origins, strict=True):
-                if n:
-                    self._telemetry.forecasts(origin, n)
+            for origin, n in Counter(forecast.origins).items():
+                self._telemetry.forecasts(origin, n)
+        self._telemetry.training_steps(turn.training_steps)
         if turn.hops:
             self._count_scores(turn)
 

@@ -25,7 +25,7 @@ from stream_forecaster.events import Reason
 PREFIX = "streamforecaster"
 
 CommitResult = Literal["committed", "failed", "fenced"]
-Forecaster = Literal["published", "naive", "seasonal", "moving_average"]
+Forecaster = Literal["published", "naive", "seasonal", "moving_average", "lstm"]
 
 _HOP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 # An event waits for its bucket to close and for lateness to pass before a forecast can know it.
@@ -105,6 +105,7 @@ class Telemetry:
             "expert_weight", "Mean weight of the expert in the fusion.", ["resolution", "expert"]
         )
         self._drift = counter("drift", "Drifts detected.", ["resolution"])
+        self._training_steps = counter("training_steps", "Steps that trained the network.")
 
     def exposition(self, accept: str = "") -> tuple[str, bytes]:
         """The content type and the text of all metrics, in the best format `accept` allows.
@@ -206,6 +207,10 @@ class Telemetry:
     def expert_weight(self, resolution: str, expert: str, weight: float) -> None:
         """Set the mean weight of an expert over all keys."""
         self._weight.labels(resolution, expert).set(weight)
+
+    def training_steps(self, n: int) -> None:
+        """Count steps that trained the network."""
+        self._training_steps.inc(n)
 
     def drift(self, resolution: str, n: int) -> None:
         """Count drifts detected."""

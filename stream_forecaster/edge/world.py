@@ -9,6 +9,7 @@ from structlog.typing import FilteringBoundLogger
 from stream_forecaster.checkpoint import Store
 from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.records import Transport
+from stream_forecaster.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class World:
         log: what the operator should know.
         now_s: the only clock; monotonic seconds.
         wall_ms: epoch milliseconds, to compare with the broker's times.
+        weights: what a network starts from; None: those that ship.
     """
 
     transport: Transport
@@ -30,3 +32,4 @@ class World:
     log: FilteringBoundLogger
     now_s: Callable[[], float] = time.monotonic
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    weights: Weights | None = None

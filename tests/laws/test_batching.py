@@ -1,11 +1,13 @@
 """Law: how the log is cut into polls does not matter, bit for bit."""
 
+from dataclasses import replace
 from functools import reduce
 from itertools import pairwise
 from operator import add
 
 import numpy as np
 from hypothesis import given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 from streams import (
     START_MS,
@@ -14,6 +16,7 @@ from streams import (
     block,
     cuts,
     event,
+    lessons,
     messages,
     rows,
     settings,
@@ -23,6 +26,7 @@ from streams import (
 from stream_forecaster import checkpoint
 from stream_forecaster.config import Settings
 from stream_forecaster.shard import Shard, Turn
+from stream_forecaster.weights import shipped
 
 
 def _advance(config: Settings, log: list[Row], edges: list[int]) -> tuple[Shard, list[Turn]]:
@@ -40,13 +44,26 @@ def test_any_cutting_gives_the_same_state_and_output(
     log: list[Row], aggregate: str, publish: str, data: st.DataObject
 ) -> None:
     """One poll or many: the same messages in the same order, the same rejects, the same bytes."""
-    config = settings(aggregate, publish)
-    whole, one = _advance(config, log, [0, len(log)])
-    parts, many = _advance(config, log, data.draw(cuts(len(log))))
+    _assert_alike(settings(aggregate, publish), log, data.draw(cuts(len(log))))
 
+
+@effort(max_examples=3)
+@given(log=lessons(), aggregate=aggregates, data=st.data())
+def test_any_cutting_trains_the_same_network(
+    log: list[Row], aggregate: str, data: st.DataObject
+) -> None:
+    """Likewise with the network and everything it has learned."""
+    config = settings(aggregate, "changed", network=True)
+    _assert_alike(config, log, data.draw(cuts(len(log))))
+
+
+def _assert_alike(config: Settings, log: list[Row], edges: list[int]) -> None:
+    whole, one = _advance(config, log, [0, len(log)])
+    parts, many = _advance(config, log, edges)
     assert messages(config, many) == messages(config, one)
     assert [r for turn in many for r in turn.rejects] == [r for turn in one for r in turn.rejects]
     assert sum(turn.events for turn in many) == sum(turn.events for turn in one)
+    assert sum(turn.training_steps for turn in many) == sum(turn.training_steps for turn in one)
     assert checkpoint.encode(parts.checkpoint()) == checkpoint.encode(whole.checkpoint())
 
 
@@ -100,9 +117,20 @@ def test_silence_leaves_the_same_state(log: list[Row], data: st.DataObject) -> N
 def test_a_checkpoint_is_the_shard(log: list[Row], data: st.DataObject) -> None:
     """Going on from the bytes of a checkpoint is going on."""
     config = settings("mean", publish="changed")
-    gone_on = shard(config)
-    middle = data.draw(st.integers(0, len(log)))
+    _assert_goes_on(config, shard(config), log, data.draw(st.integers(0, len(log))))
 
+
+@effort(max_examples=3)
+@given(log=lessons(), data=st.data())
+def test_a_checkpoint_is_the_network_too(log: list[Row], data: st.DataObject) -> None:
+    """Whatever weights it began with, and whichever ship by now."""
+    config = settings("mean", network=True)
+    begun = replace(shipped(), shares=np.tile([0.1, 0.4], (3, 1)))
+    middle = data.draw(st.integers(30, len(log)))
+    _assert_goes_on(config, shard(config, begun), log, middle)
+
+
+def _assert_goes_on(config: Settings, gone_on: Shard, log: list[Row], middle: int) -> None:
     gone_on.advance(block(log, 0, middle))
     saved = checkpoint.decode(checkpoint.encode(gone_on.checkpoint()))
     restored = Shard.restore(config, gone_on.calendar, saved)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 
 import structlog
 from hypothesis import example, given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from streams import Row, busy_log, rows, settings
+from streams import Row, busy_log, lessons, rows, settings
 
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.memory import (
@@ -99,10 +100,28 @@ def test_any_schedule_of_deaths_gives_the_uninterrupted_output(
     log: tuple[list[Row], list[Row]], draws: list[int], sizes: list[int]
 ) -> None:
     """Nothing lost, nothing doubled, nothing different, in each partition's order."""
-    config = settings(publish="changed")
     partitions = {0: log[0], 1: [_other_user(row) for row in log[1]]}
-    turn = iter(sizes * 10_000)
+    _assert_undisturbed(settings(publish="changed"), partitions, draws, sizes)
 
+
+@effort(max_examples=3)
+@given(
+    log=lessons(),
+    draws=st.lists(st.integers(0, 11), min_size=5, max_size=20),
+    sizes=st.lists(st.integers(10, 30), min_size=1, max_size=10),
+)
+def test_any_schedule_of_deaths_trains_the_same_network(
+    log: list[Row], draws: list[int], sizes: list[int]
+) -> None:
+    """Likewise with the network, whose lessons are learned again."""
+    config = settings(publish="changed", network=True)
+    _assert_undisturbed(config, {0: log}, draws, sizes)
+
+
+def _assert_undisturbed(
+    config: Settings, partitions: dict[int, list[Row]], draws: list[int], sizes: list[int]
+) -> None:
+    turn = iter(sizes * 10_000)
     disturbed = _work_off(partitions, config, _script(draws), lambda: next(turn, 12))
     undisturbed = _work_off(partitions, config, fair_weather, lambda: 500)
 

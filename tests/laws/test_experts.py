@@ -14,7 +14,7 @@ from stream_forecaster.calendar import Calendar
 from stream_forecaster.calibration import Calibration
 from stream_forecaster.config import Resolution
 from stream_forecaster.experts import Expert, pool
-from stream_forecaster.fusion import Fusion, fuse
+from stream_forecaster.fusion import Fusion
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.windows import Window
 
@@ -27,20 +27,31 @@ _FIRST = 29_455_200  # a minute of January 2026
 _NAMES = (
     "last_value",
     "moving_average",
+    "ma_3",
     "ewma_fast",
     "ewma_medium",
     "ewma_slow",
     "seasonal_day",
     "seasonal_week",
+    "day_type_fast",
+    "day_type_slow",
     "population",
+    "ridge",
+    "ridge_key",
+    "dlinear",
+    "river_HoltWinters",
+    "river_SNARIMAX",
 )
 
 experts = pytest.mark.parametrize("name", _NAMES)
-a_few = settings(max_examples=15)  # of each law, for each of eight experts
-_values = npst.arrays(
-    np.float64,
-    st.tuples(st.integers(0, 12), st.just(_KEYS)),
-    elements=st.one_of(st.just(np.nan), st.floats(-1e15, 1e15)),
+a_few = settings(max_examples=15)  # of each law, for each of sixteen experts
+_any = st.floats(-1e15, 1e15)
+# Regressions speak only after some buckets without gaps.
+_values = st.one_of(
+    [
+        npst.arrays(np.float64, st.tuples(st.integers(0, longest), st.just(_KEYS)), elements=values)
+        for longest, values in ((12, st.one_of(st.just(np.nan), _any)), (40, _any))
+    ]
 )
 
 
@@ -49,10 +60,11 @@ class Stream:
 
     def __init__(self, name: str) -> None:
         self.table, calendar = KeyTable(), Calendar("UTC")
-        resolution = Resolution(step="1m", context=6, horizon=_HORIZON)
+        resolution = Resolution(step="1m", context=12, horizon=_HORIZON)
         self.window = Window(self.table, calendar, resolution, open_span_ms=1, is_mean=True)
         self.window.begin(_FIRST * 60_000)
-        everyone = pool(self.table, calendar, self.window, resolution)
+        river = ("HoltWinters", "SNARIMAX")
+        everyone = pool(self.table, calendar, self.window, resolution, river=river)
         assert tuple(expert.name for expert in everyone) == _NAMES
         self.expert: Expert = everyone[_NAMES.index(name)]
         self.keys = [b"%d" % i for i in range(_KEYS)]
@@ -110,13 +122,16 @@ def test_forecasting_changes_nothing(name: str, values: Float64) -> None:
 def test_a_key_is_forecast_alike_alone_and_among_others(
     name: str, values: Float64, slots: list[int]
 ) -> None:
-    """Which keys are asked for together does not matter."""
+    """Which keys are asked for together does not matter, up to the rounding of a matrix product."""
     stream = Stream(name)
     together = stream.tell(values)
     index = stream.window.closed - 1
     picked = np.array(slots[:2])
     said = stream.expert.predict(picked, index, _AHEAD)
-    np.testing.assert_array_equal(np.broadcast_to(said, (2, _HORIZON)), together[picked])
+    rounding = 1e-9 * np.nanmax(np.abs(values), initial=1.0)
+    np.testing.assert_allclose(
+        np.broadcast_to(said, (2, _HORIZON)), together[picked], rtol=1e-9, atol=rounding
+    )
 
 
 @experts
@@ -191,10 +206,13 @@ def test_a_slot_keeps_nothing_of_its_last_key(name: str, values: Float64) -> Non
 # -- fusion ------------------------------------------------------------------------------------
 
 
-def _fuse_along(noise: Float64, keys: int, seed: int) -> tuple[Float64, Float64]:
+def _fuse_along(
+    noise: Float64, keys: int, seed: int, forget_at: int = -1
+) -> tuple[Float64, Float64]:
     """Fuse experts who are wrong by `noise` (N, M) standard deviations of the truth.
 
-    Returns mean squared errors by bucket: the experts' (N, M) and the fused forecast's (N,).
+    Where the noise is NaN, the expert is silent. Just before bucket `forget_at` the fusion is told
+    of a drift. Returns mean squared errors by bucket: the experts' (N, M) and the fused (N,).
     """
     rng, (buckets, m) = np.random.default_rng(seed), noise.shape
     table = KeyTable()
@@ -202,54 +220,103 @@ def _fuse_along(noise: Float64, keys: int, seed: int) -> tuple[Float64, Float64]
     fusion = Fusion(table, "p", m, 1)
     single, fused = np.empty((buckets, m)), np.empty(buckets)
     for n in range(buckets):
+        if n == forget_at:
+            fusion.forget()
         truth = rng.normal(size=keys)
         said = noise[n, :, None] * rng.normal(size=(m, keys))
-        path = fuse(list(said[:, :, None]), fusion.weights(slots))[:, 0]
-        losses = (said - truth) ** 2
-        fusion.learn(0, slots, losses)
-        single[n], fused[n] = losses.mean(axis=1), np.mean((path - truth) ** 2)
+        path, _ = fusion.fuse(slots, list(said[:, :, None]), np.array([0]))
+        fusion.learn(0, slots, said, truth, np.ones(keys))
+        fusion.settle(n)
+        single[n] = ((said - truth) ** 2).mean(axis=1)
+        fused[n] = np.mean((path[:, 0] - truth) ** 2)
     return single, fused
 
 
-@pytest.mark.parametrize("keys", [1, 20])
+@pytest.mark.parametrize("keys", [1, 20, 80])
 @pytest.mark.parametrize(
-    "noise", [(0.1, 0.5, 1.0), (0.5, 0.5, 0.5), (0.3, 2.0, 5.0), (0.0, 0.2, 0.4, 9.0)]
+    "noise",
+    [
+        (0.1, 0.5, 1.0),
+        (0.5, 0.5, 0.5),
+        (0.3, 2.0, 5.0),
+        (0.0, 0.2, 0.4, 9.0),
+        (0.1, *[1.0] * 15),
+        (0.0, 0.5, np.nan),
+    ],
 )
 def test_fusing_is_never_much_worse_than_the_best_expert(
     noise: tuple[float, ...], keys: int
 ) -> None:
-    """At most four per cent, learning included, over five hundred buckets of a steady stream."""
-    for seed in range(3):
+    """On average four per cent, learning included, over five hundred buckets of a steady stream.
+
+    Of eighty keys sixteen have no regression of their own.
+    """
+    ratios = []
+    for seed in range(5):
         single, fused = _fuse_along(np.tile(noise, (500, 1)), keys, seed)
-        assert fused.mean() <= 1.04 * single.mean(axis=0).min()
+        ratios.append(fused.mean() / np.nanmin(single.mean(axis=0)))
+    assert np.mean(ratios) <= 1.04
 
 
-def test_equally_good_experts_are_better_together() -> None:
+@pytest.mark.parametrize("keys", [1, 20])
+def test_equally_good_experts_are_better_together(keys: int) -> None:
     """Their independent errors cancel."""
-    single, fused = _fuse_along(np.full((500, 3), 1.0), 5, 0)
+    single, fused = _fuse_along(np.full((500, 3), 1.0), keys, 0)
     assert fused.mean() < 0.9 * single.mean(axis=0).min()
 
 
 @pytest.mark.parametrize("keys", [1, 20])
+def test_experts_that_err_alike_are_weighted_against_each_other(keys: int) -> None:
+    """What no weighted mean can: the better one, less a part of what sets the worse one apart."""
+    rng, table = np.random.default_rng(0), KeyTable()
+    slots = table.intern([b"%d" % i for i in range(keys)], np.zeros(keys, np.int64))
+    fusion, fused, best = Fusion(table, "p", 2, 1), [], []
+    for n in range(1000):
+        truth, shared = rng.normal(size=(2, keys))
+        said = truth + np.array([[1.0], [2.0]]) * shared
+        path, _ = fusion.fuse(slots, list(said[:, :, None]), np.array([0]))
+        fusion.learn(0, slots, said, truth, np.ones(keys))
+        fusion.settle(n)
+        fused.append(np.mean((path[:, 0] - truth) ** 2))
+        best.append(np.mean((said[0] - truth) ** 2))
+    assert np.mean(fused[500:]) < 0.75 * np.mean(best[500:])
+
+
+_CHANGE = np.concatenate([np.tile([0.1, 2.0], (400, 1)), np.tile([2.0, 0.1], (500, 1))])
+"""After four hundred buckets the best of two experts becomes the worse."""
+
+
+@pytest.mark.parametrize("keys", [1, 20])
 def test_fusion_turns_when_another_expert_becomes_the_best(keys: int) -> None:
-    """A hundred buckets after the best two have changed places it is within a tenth of the new."""
-    noise = np.concatenate([np.tile([0.1, 2.0], (400, 1)), np.tile([2.0, 0.1], (250, 1))])
+    """Three hundred buckets after the two have changed places it is within a twentieth of it."""
     for seed in range(3):
-        single, fused = _fuse_along(noise, keys, seed)
-        assert fused[510:].mean() <= 1.1 * single[510:, 1].mean()
+        single, fused = _fuse_along(_CHANGE, keys, seed)
+        assert fused[700:].mean() <= 1.05 * single[700:, 1].mean()
+
+
+@pytest.mark.parametrize("keys", [1, 20])
+def test_fusion_turns_sooner_when_told_of_a_drift(keys: int) -> None:
+    """Told thirty buckets late, it is within a tenth of the new best after seventy more."""
+    for seed in range(3):
+        single, fused = _fuse_along(_CHANGE, keys, seed, forget_at=430)
+        _, unaware = _fuse_along(_CHANGE, keys, seed)
+        assert fused[500:].mean() <= 1.1 * single[500:, 1].mean()
+        assert unaware[500:600].mean() > 1.5 * fused[500:600].mean()
 
 
 def test_a_silent_expert_does_no_harm() -> None:
     """It counts as the worst in what it did not say, and has no part in what the others say."""
-    table = KeyTable()
+    table, here = KeyTable(), np.array([0])
     slots = table.intern([b"ann"], np.array([0]))
     fusion = Fusion(table, "p", 3, 1)
-    for _ in range(50):
-        fusion.learn(0, slots, np.array([[1.0], [np.nan], [1.2]]))
-    weights = fusion.weights(slots)
-    assert weights[1, 0, 0] <= weights[2, 0, 0] + 1e-9
-    path = fuse([np.array([[4.0]]), np.array([[np.nan]]), np.array([[4.0]])], weights)
+    for n in range(50):
+        fusion.learn(0, slots, np.array([[1.0], [np.nan], [1.1]]), np.zeros(1), np.ones(1))
+        fusion.settle(n)
+    losses = fusion.losses(slots)[0, 0]
+    assert losses[1] == losses[2] > losses[0]
+    path, weights = fusion.fuse(slots, [np.array([[said]]) for said in (4.0, np.nan, 4.0)], here)
     np.testing.assert_allclose(path, 4.0)
+    assert weights[1, 0, 0] == 0
 
 
 # -- calibration -------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 import json
 
 from hypothesis import given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
-from streams import Row, aggregates, block, messages, rows, settings, shard
+from streams import Row, aggregates, block, lessons, messages, rows, settings, shard
 
+from stream_forecaster.config import Settings
 from stream_forecaster.records import Message
 
 
@@ -14,13 +16,22 @@ def test_destroying_the_future_moves_no_forecast(
     log: list[Row], other: list[Row], aggregate: str, data: st.DataObject
 ) -> None:
     """Replace everything behind a record: what was issued before it stays, byte for byte."""
-    config = settings(aggregate)
-    middle = data.draw(st.integers(0, len(log)))
-    changed = log[:middle] + other
+    _assert_unmoved(settings(aggregate), log, other, data.draw(st.integers(0, len(log))))
 
+
+@effort(max_examples=3)
+@given(log=lessons(), other=lessons(), aggregate=aggregates, data=st.data())
+def test_nor_does_the_network_know_the_future(
+    log: list[Row], other: list[Row], aggregate: str, data: st.DataObject
+) -> None:
+    """Likewise of a network that is trained on the way, before the middle and after it."""
+    config = settings(aggregate, network=True)
+    _assert_unmoved(config, log, other[::2], data.draw(st.integers(30, len(log))))
+
+
+def _assert_unmoved(config: Settings, log: list[Row], other: list[Row], middle: int) -> None:
     told = messages(config, [shard(config).advance(block(log))])
-    retold = messages(config, [shard(config).advance(block(changed))])
-
+    retold = messages(config, [shard(config).advance(block(log[:middle] + other))])
     assert _issued_before(middle, told) == _issued_before(middle, retold)
 
 

@@ -1,0 +1,410 @@
+"""Learning: the network of one shard, trained online on what its forecasts came to.
+
+Theory of operation. Whenever a bucket closes and training is due, some keys are drawn and all that
+the network is told of them is kept: a *sample*. Its labels land as the buckets close that it
+forecast, step by step. Training draws from the samples that have labels, whole or in part; what has
+not landed is masked. A new sample replaces a random one that is complete, so the samples are new,
+recent and old ones.
+
+The draws are seeded by (seed, partition, resolution, bucket): the same log gives the same network,
+bit for bit on one kind of machine. Forecasts are made by the exponential average of the weights,
+which moves slowly. `fit` and `pretrain` are the same learner at another pace.
+
+Axes: N samples, R resolutions, H horizon; else as in `network`.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.random import fork_rng
+
+from stream_forecaster.inputs import gate_bucket, window_length
+from stream_forecaster.keys import nested, under
+from stream_forecaster.network import (
+    CANDIDATES,
+    CHANNELS,
+    CLUES,
+    STATISTICS,
+    Answer,
+    Network,
+    Steps,
+    loss,
+)
+from stream_forecaster.weights import Weights
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+_CHUNK = 1024
+"""Rows that go through the network at once."""
+_STEPS = 16
+"""Steps of the horizon, drawn at random, that one training step looks at."""
+_LONG_AGO = np.iinfo(np.int64).min // 2
+_HARD = 3.0
+"""A sample with a larger loss counts in proportion: noise has no lesson."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much is learned, and how fast.
+
+    Attributes:
+        every: closed buckets between two lessons.
+        draw: samples taken then.
+        repeat: steps taken then.
+        rows: samples in a step.
+        capacity: samples kept per resolution.
+        rate: of AdamW.
+        memory: of the average of the weights, per step.
+        speaks: is the network asked for forecasts, or only taught?
+    """
+
+    every: int = 6
+    draw: int = 16
+    repeat: int = 1
+    rows: int = 64
+    capacity: int = 256
+    rate: float = 3e-4
+    memory: float = 0.99
+    speaks: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the network is told of B keys of one resolution.
+
+    Attributes:
+        windows: per resolution (B, T, CHANNELS).
+        statistics: (B, R, STATISTICS).
+        present: (B, R) has the key a state at that resolution?
+        candidates, losses: (B, H, M).
+        clues: (B, H, CLUES).
+        path, unit: (B, H) the pool's path and its expected error.
+    """
+
+    windows: Sequence[Float32]
+    statistics: Float32
+    present: NDArray[np.bool_]
+    candidates: Float32
+    losses: Float32
+    clues: Float32
+    path: Float64
+    unit: Float64
+
+
+class _Samples:
+    """The samples of one resolution, N rows; those never written have no slot."""
+
+    def __init__(self, capacity: int, windows: Sequence[int], horizon: int) -> None:
+        n, r, h, m = capacity, len(windows), horizon, len(CANDIDATES)
+        self.arrays: dict[str, NDArray[Any]] = {
+            **{
+                f"window.{i}": np.zeros((n, t, CHANNELS), np.float32) for i, t in enumerate(windows)
+            },
+            "statistics": np.zeros((n, r, STATISTICS), np.float32),
+            "present": np.zeros((n, r), np.bool_),
+            "candidates": np.full((n, h, m), np.nan, np.float32),
+            "losses": np.zeros((n, h, m), np.float32),
+            "clues": np.zeros((n, h, CLUES), np.float32),
+            "path": np.zeros((n, h)),
+            "unit": np.ones((n, h)),
+            "truth": np.full((n, h), np.nan, np.float32),
+            "slot": np.full(n, -1, np.int64),
+            "since": np.zeros(n, np.int64),  # the key's first bucket: another key's is later
+            "index": np.full(n, _LONG_AGO, np.int64),
+        }
+        self._horizon = horizon
+
+    def add(
+        self, rng: np.random.Generator, index: int, slots: Int64, since: Int64, told: Told
+    ) -> None:
+        """Keep what the network was told at bucket `index`, instead of completed samples."""
+        a = self.arrays
+        complete = np.flatnonzero(a["index"] + self._horizon <= index)
+        if len(complete) < len(slots):
+            complete = np.argsort(a["index"], kind="stable")[: len(slots)]
+        rows = rng.permutation(complete)[: len(slots)]
+        for i, window in enumerate(told.windows):
+            a[f"window.{i}"][rows] = window
+        for name in ("statistics", "present", "candidates", "losses", "clues", "path", "unit"):
+            a[name][rows] = getattr(told, name)
+        a["truth"][rows] = np.nan
+        a["slot"][rows], a["since"][rows], a["index"][rows] = slots, since, index
+
+    def land(self, index: int, truth: Float64, since: Int64) -> None:
+        """Bucket `index` has closed with `truth` (K,): a label for all that forecast it."""
+        a = self.arrays
+        step = index - a["index"] - 1  # (N,)
+        rows = np.flatnonzero((a["slot"] >= 0) & (step >= 0) & (step < self._horizon))
+        slots = a["slot"][rows]
+        rows = rows[since[slots] == a["since"][rows]]
+        h = step[rows]
+        error = (truth[a["slot"][rows]] - a["path"][rows, h]) / a["unit"][rows, h]
+        a["truth"][rows, h] = np.clip(error, -30, 30)
+
+    def labelled(self) -> Int64:
+        """Rows with a label or more."""
+        return np.flatnonzero(~np.isnan(self.arrays["truth"]).all(axis=1))
+
+
+class Learner:
+    """The network of one shard, its average, and how both are trained.
+
+    Attributes:
+        shares: (R, 2) with which weights the network's paths enter the fusion.
+        steps: training steps taken.
+        loss: of the last one.
+        speaks: is the network asked for forecasts, or only taught?
+        quiet: draw no samples for now.
+    """
+
+    def __init__(
+        self,
+        steps_ms: Sequence[int],
+        contexts: Sequence[int],
+        horizons: Sequence[int],
+        weights: Weights | None,
+        *,
+        seed: Sequence[int],
+        pace: Pace,
+    ) -> None:
+        """Begin with `weights`, or with random ones, which no one has reason to trust.
+
+        Args:
+            steps_ms: (R,) the resolutions' bucket widths.
+            contexts: (R,) how many closed buckets they remember.
+            horizons: (R,) how many they forecast.
+            weights: to start from.
+            seed: of all draws.
+            pace: how much is learned, and how fast.
+        """
+        torch.set_num_threads(1)  # one process per core; and the same bits whatever the machine
+        self._seed, self._pace, self.speaks = tuple(seed), pace, pace.speaks
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with fork_rng(devices=[]):
+            torch.manual_seed(sum(seed))
+            self.network = Network(len(steps_ms)).to(self._device)
+        self.shares = np.zeros((len(steps_ms), 2))
+        if weights is not None:
+            self._begin_with(weights, steps_ms)
+        self.average = copy.deepcopy(self.network).requires_grad_(requires_grad=False)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=pace.rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        lengths = [window_length(context) for context in contexts]
+        self._samples = [_Samples(pace.capacity, lengths, horizon) for horizon in horizons]
+        self.steps, self.loss = 0, float("nan")
+        self.quiet = False
+
+    # -- forecast --------------------------------------------------------------------------------
+
+    def encode(self, resolution: int, window: Float32, statistics: Float32) -> Float32:
+        """States (B, D) of windows (B, T, CHANNELS)."""
+        with torch.inference_mode():
+            parts = [
+                self.average.encode(
+                    resolution, self._tensor(window[c]), self._tensor(statistics[c])
+                )
+                for c in _chunks(len(window))
+            ]
+        state: Float32 = torch.cat(parts).cpu().numpy()
+        return state
+
+    def answer(
+        self, resolution: int, states: Float32, told: Mapping[str, Float32], ahead: Int64
+    ) -> tuple[Float32, Float32, Float32]:
+        """Residual and absolute path (B, H) and quantiles (B, H, Q), in expected errors.
+
+        Args:
+            resolution: which.
+            states: (B, R, D), NaN where a key has none.
+            told: candidates, losses and clues, (B, H, ...).
+            ahead: (H,) steps ahead.
+        """
+        with torch.inference_mode():
+            parts = [
+                self.average.decode(
+                    resolution,
+                    self._tensor(states[c]),
+                    self._steps({name: array[c] for name, array in told.items()}, ahead),
+                )
+                for c in _chunks(len(states))
+            ]
+        return _joined(parts)
+
+    # -- learn -----------------------------------------------------------------------------------
+
+    def due(self, index: int) -> bool:
+        """Is it time to draw samples and train? `index` is the closed bucket's."""
+        return index % self._pace.every == 0 and not self.quiet
+
+    def draw(self, resolution: int, index: int, live: Int64) -> Int64:
+        """Slots to take samples of, drawn from `live`."""
+        rng = self._rng(resolution, index, 0)
+        return np.sort(rng.permutation(live)[: self._pace.draw])
+
+    def take(self, resolution: int, index: int, slots: Int64, since: Int64, told: Told) -> None:
+        """Keep samples of `slots` (B,), whose first buckets are `since` (B,)."""
+        rng = self._rng(resolution, index, 1)
+        self._samples[resolution].add(rng, index, slots, since, told)
+
+    def land(self, resolution: int, index: int, truth: Float64, since: Int64) -> None:
+        """Bucket `index` has closed with `truth` (K,)."""
+        self._samples[resolution].land(index, truth, since)
+
+    def train(self, resolution: int, index: int) -> None:
+        """Take the steps that are due on samples of one resolution, if any label has landed."""
+        labelled = self._samples[resolution].labelled()
+        if not len(labelled):
+            return
+        rng = self._rng(resolution, index, 2)
+        for _ in range(self._pace.repeat):
+            self._step(resolution, labelled, rng)
+
+    def _step(self, resolution: int, labelled: Int64, rng: np.random.Generator) -> None:
+        samples = self._samples[resolution]
+        rows = rng.permutation(labelled)[: self._pace.rows]
+        ahead = np.sort(rng.permutation(samples.arrays["truth"].shape[1])[:_STEPS]) + 1
+        told = {name: array[rows] for name, array in samples.arrays.items()}
+        for name in ("candidates", "losses", "clues", "truth"):
+            told[name] = told[name][:, ahead - 1]
+        answer = self._replay(self.network, resolution, told, ahead)
+        each = loss(answer, self._tensor(told["truth"]))
+        total = (each / (each.detach() / _HARD).clamp(min=1)).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.steps += 1
+        # A young average follows faster, or it would remember what was before the first step.
+        keep = min(self._pace.memory, self.steps / (self.steps + 50))
+        with torch.no_grad():
+            pairs = zip(self.average.parameters(), self.network.parameters(), strict=True)
+            for slow, fast in pairs:
+                slow.lerp_(fast, 1 - keep)
+        self.loss = float(total.detach())
+
+    def leave(self) -> None:
+        """Leave the present log for another: no more labels land for its samples."""
+        for samples in self._samples:
+            samples.arrays["slot"][:] = -1
+            samples.arrays["index"][:] = _LONG_AGO
+
+    def examine(
+        self, resolution: int, other: "Learner"
+    ) -> tuple[Float32, Float32, Float32, Float32]:
+        """What this network's average says to another learner's samples, and what was true.
+
+        Residual and absolute path (N, H), quantiles (N, H, Q), truths (N, H), all in expected
+        errors; truths that did not land are NaN.
+        """
+        samples = other._samples[resolution]  # noqa: SLF001  (its own class)
+        labelled, parts = samples.labelled(), []
+        with torch.inference_mode():
+            for chunk in _chunks(len(labelled)):
+                told = {name: array[labelled[chunk]] for name, array in samples.arrays.items()}
+                ahead = np.arange(1, told["truth"].shape[1] + 1)
+                parts.append(self._replay(self.average, resolution, told, ahead))
+        return *_joined(parts), samples.arrays["truth"][labelled]
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Weights, their average, the optimiser's moments and the samples."""
+        moments = self.optimizer.state_dict()["state"]
+        return {
+            "steps": np.array([self.steps]),
+            **nested("network", _parameters(self.network)),
+            **nested("average", _parameters(self.average)),
+            **{
+                f"moment.{i}.{name}": value.cpu().numpy()
+                for i, state in moments.items()
+                for name, value in state.items()
+            },
+            **{
+                k: v
+                for i, s in enumerate(self._samples)
+                for k, v in nested(f"{i}", s.arrays).items()
+            },
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take `arrays` back."""
+        self.steps = int(arrays["steps"][0])
+        for part, name in ((self.network, "network"), (self.average, "average")):
+            _load(part, under(name, arrays))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, array in under("moment", arrays).items():
+            parameter, moment = name.split(".")
+            state.setdefault(int(parameter), {})[moment] = torch.from_numpy(np.array(array))
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for i, samples in enumerate(self._samples):
+            found = under(f"{i}", arrays)
+            for name, array in samples.arrays.items():
+                array[:] = found[name]
+
+    def parameters(self) -> dict[str, Float32]:
+        """The average's parameters by name, as a file of weights keeps them."""
+        return _parameters(self.average)
+
+    def _begin_with(self, weights: Weights, steps_ms: Sequence[int]) -> None:
+        for i, step_ms in enumerate(steps_ms):
+            nearest = weights.nearest(step_ms)
+            for kind in ("encoders", "decoders"):
+                modules = getattr(self.network, kind)
+                _load(modules[i], under(f"{kind}.{nearest}", weights.arrays))
+            self.shares[i] = weights.shares[nearest]
+
+    def _replay(
+        self, network: Network, resolution: int, told: Mapping[str, NDArray[Any]], ahead: Int64
+    ) -> Answer:
+        """What `network` says to samples of which steps `ahead` (H,) are told."""
+        present = self._tensor(told["present"])
+        states = [
+            network.encode(
+                i, self._tensor(told[f"window.{i}"]), self._tensor(told["statistics"][:, i])
+            )
+            for i in range(present.shape[1])
+        ]
+        stacked = torch.stack(states, 1).masked_fill(~present[..., None], torch.nan)
+        return network.decode(resolution, stacked, self._steps(told, ahead))
+
+    def _steps(self, told: Mapping[str, NDArray[Any]], ahead: Int64) -> Steps:
+        bucket = torch.from_numpy(gate_bucket(ahead)).to(self._device)
+        candidates, losses, clues = (
+            self._tensor(told[name]) for name in ("candidates", "losses", "clues")
+        )
+        return Steps(candidates, losses, clues, bucket)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def _rng(self, *of: int) -> np.random.Generator:
+        return np.random.default_rng([*self._seed, *of])
+
+
+def _joined(parts: Sequence[Answer]) -> tuple[Float32, Float32, Float32]:
+    residual, absolute, quantiles = (
+        torch.cat([getattr(part, name) for part in parts]).cpu().numpy()
+        for name in ("residual", "absolute", "quantiles")
+    )
+    return residual, absolute, quantiles
+
+
+def _parameters(part: nn.Module) -> dict[str, Float32]:
+    return {name: value.detach().cpu().numpy() for name, value in part.state_dict().items()}
+
+
+def _load(part: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
+    part.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
+
+
+def _chunks(size: int) -> Iterator[slice]:
+    return (slice(i, min(i + _CHUNK, size)) for i in range(0, max(size, 1), _CHUNK))

@@ -1,0 +1,188 @@
+"""The multi-scale LSTM: an encoder and a decoder per resolution, one page.
+
+    window of resolution 0 ─▶ encoder 0 ─▶ state 0 ─┐
+    window of resolution 1 ─▶ encoder 1 ─▶ state 1 ─┼─▶ gate per horizon bucket ─┐
+    window of resolution 2 ─▶ encoder 2 ─▶ state 2 ─┘                            ├─▶ paths
+    the experts' paths, the calendar, the level at every step of the horizon ────┘
+
+Everything is said in units of the pool's expected error around the pool's path, so keys and scales
+of any size look alike. Three answers at every step:
+
+* `residual`: a bounded correction of the pool's path;
+* `absolute`: a mean of its own, a softmax mixture of the experts' paths and an offset;
+* `quantiles`: around the same mixture, ascending by construction.
+
+Axes: B keys, R resolutions, T window, C channels, H horizon, M experts, Q quantiles, D state.
+
+Source: LSTM, Hochreiter and Schmidhuber 1997; patches as in PatchTST, Nie et al. 2023; direct
+multi-horizon quantiles as in MQ-RNN, Wen et al. 2017.
+"""
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LEVELS = (0.025, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975)
+CANDIDATES = (
+    "last_value",
+    "ma_3",
+    "moving_average",
+    "ewma_fast",
+    "ewma_medium",
+    "ewma_slow",
+    "seasonal_day",
+    "seasonal_week",
+    "day_type_fast",
+    "day_type_slow",
+    "ridge",
+    "population",
+)
+"""Experts whose paths the decoder sees; one that a resolution lacks is masked."""
+PATCH = 4
+"""Buckets that the encoder reads at a time."""
+CHANNELS = 4
+"""Value, is it there, landed one-step error, landed last-step error."""
+STATISTICS = 14
+CLUES = 12
+"""Numbers known of every step beside the experts' paths and their landed losses."""
+BUCKETS = 8
+"""Horizon buckets of the gate: steps 1, 2, 3-4, 5-8, ... 65 and more."""
+STATE = 32
+
+_HIDDEN, _WIDTH = 48, 48
+_BOUND = 3.0
+"""The most that a correction amounts to, in expected errors."""
+_MIDDLE = LEVELS.index(0.5)
+# A normal distribution whose mean absolute value is one: where the widths begin.
+_NORMAL = [NormalDist().inv_cdf(level) * 1.2533 for level in LEVELS]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What the decoder is told of the steps of B keys, in expected errors around the pool's path.
+
+    Attributes:
+        candidates: (B, H, M) the experts' paths; NaN for no opinion.
+        losses: (B, H, M) log of the experts' landed losses over that of the best.
+        clues: (B, H, CLUES) calendar, level, width: see `inputs`.
+        bucket: (H,) the gate's horizon bucket.
+    """
+
+    candidates: Tensor
+    losses: Tensor
+    clues: Tensor
+    bucket: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the decoder says, in expected errors around the pool's path."""
+
+    residual: Tensor  # (B, H)
+    absolute: Tensor  # (B, H)
+    quantiles: Tensor  # (B, H, Q)
+
+
+class Encoder(nn.Module):
+    """One resolution's window into a state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(PATCH * CHANNELS, 32)
+        self.lstm = nn.LSTM(32, _HIDDEN, batch_first=True)
+        self.state = nn.Linear(_HIDDEN + STATISTICS, STATE)
+
+    def forward(self, window: Tensor, statistics: Tensor) -> Tensor:
+        """(B, T, C) and (B, STATISTICS) -> (B, D); T is a multiple of PATCH."""
+        patches = window.reshape(len(window), -1, PATCH * CHANNELS)  # (B, T / PATCH, PATCH * C)
+        _, (last, _) = self.lstm(functional.gelu(self.embed(patches)))  # (1, B, hidden)
+        return torch.tanh(self.state(torch.cat([last[0], statistics], 1)))  # (B, D)
+
+
+class Decoder(nn.Module):
+    """All resolutions' states into one resolution's paths."""
+
+    base: Tensor  # (Q - 1,) gaps between neighbouring levels of a normal distribution
+
+    def __init__(self) -> None:
+        super().__init__()
+        m, q = len(CANDIDATES), len(LEVELS)
+        self.gate = nn.Linear(STATE, BUCKETS)
+        self.relation = nn.Parameter(torch.zeros(3, BUCKETS))  # finer, the same, coarser
+        self.value = nn.Linear(STATE, _WIDTH)
+        self.step = nn.Linear(2 * m + CLUES, _WIDTH)
+        self.mix = nn.Linear(_WIDTH, _WIDTH)
+        self.out = nn.Linear(_WIDTH, m + 1 + 3 + q - 1)
+        self.register_buffer("base", torch.tensor(_NORMAL).diff(), persistent=False)
+        nn.init.normal_(self.out.weight, std=0.02)
+        nn.init.zeros_(self.out.bias)
+        with torch.no_grad():
+            self.out.bias[m] = 3.0  # begin by trusting the pool
+
+    def forward(self, states: Tensor, relation: Tensor, steps: Steps) -> Answer:
+        """States (B, R, D), NaN where a key has none; relation (R,) 0 finer, 1 own, 2 coarser."""
+        m = len(CANDIDATES)
+        absent = states[..., :1].isnan()  # (B, R, 1)
+        states = states.nan_to_num()
+        logits = (self.gate(states) + self.relation[relation]).masked_fill(absent, -1e9)
+        shares = logits.softmax(1)  # (B, R, BUCKETS)
+        context = torch.einsum("brg,brw->bgw", shares, self.value(states))  # (B, BUCKETS, W)
+        known = ~steps.candidates.isnan()  # (B, H, M)
+        paths = steps.candidates.nan_to_num()
+        told = torch.cat([paths / 2, steps.losses, steps.clues], 2)  # (B, H, 2 M + CLUES)
+        hidden = functional.gelu(self.step(told) + context[:, steps.bucket])  # (B, H, W)
+        hidden = hidden + functional.gelu(self.mix(hidden))
+        mixture, offset, gaps = self.out(hidden).split([m + 1, 3, len(LEVELS) - 1], 2)
+        weight = mixture[..., :m].masked_fill(~known, -1e9)
+        weight = torch.cat([weight, mixture[..., m:]], 2).softmax(2)  # (B, H, M + 1)
+        middle = (weight[..., :m] * paths).sum(2)  # (B, H); the pool's own path is 0
+        residual, absolute, median = (_BOUND * torch.tanh(offset / _BOUND)).unbind(2)
+        gaps = self.base * functional.softplus(gaps + 0.5413)  # 1 at 0
+        above = gaps[..., _MIDDLE:].cumsum(2)
+        below = -gaps[..., :_MIDDLE].flip(2).cumsum(2).flip(2)
+        spread = torch.cat([below, torch.zeros_like(below[..., :1]), above], 2)  # (B, H, Q)
+        return Answer(residual, middle + absolute, (middle + median)[..., None] + spread)
+
+
+class Network(nn.Module):
+    """An encoder and a decoder for each of R resolutions."""
+
+    def __init__(self, resolutions: int) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(Encoder() for _ in range(resolutions))
+        self.decoders = nn.ModuleList(Decoder() for _ in range(resolutions))
+
+    def encode(self, resolution: int, window: Tensor, statistics: Tensor) -> Tensor:
+        """The state (B, D) of keys whose windows are (B, T, C)."""
+        state: Tensor = self.encoders[resolution](window, statistics)
+        return state
+
+    def decode(self, resolution: int, states: Tensor, steps: Steps) -> Answer:
+        """The paths that follow from the states (B, R, D)."""
+        own = torch.arange(states.shape[1], device=states.device)
+        relation = 1 + (own > resolution).long() - (own < resolution).long()
+        answer: Answer = self.decoders[resolution](states, relation, steps)
+        return answer
+
+
+def loss(answer: Answer, truth: Tensor) -> Tensor:
+    """The mean loss of B keys (B,); truth (B, H) in expected errors, NaN where not landed.
+
+    Pinball for the quantiles, Huber for the means: those are judged by squared errors, but one
+    burst must not decide.
+    """
+    landed = ~truth.isnan()  # (B, H)
+    truth = truth.nan_to_num()
+    levels = torch.tensor(LEVELS, device=truth.device)
+    miss = truth[..., None] - answer.quantiles
+    pinball = 2 * torch.maximum(levels * miss, (levels - 1) * miss).mean(2)
+    means = [
+        functional.huber_loss(path, truth, reduction="none", delta=4.0)
+        for path in (answer.residual, answer.absolute)
+    ]
+    total = pinball + 0.15 * (means[0] + means[1])
+    mean: Tensor = (total * landed).sum(1) / landed.sum(1).clamp(min=1)
+    return mean

@@ -1,0 +1,283 @@
+"""Pre-training: the engine itself, run over synthetic worlds, is the network's teacher.
+
+Theory of operation. A world is a topic that never was. Its values go bucket by bucket through the
+same pools, windows and experts that serve a real topic, and the same learner draws its samples from
+them; so the network is trained on exactly what it will be told. Worlds follow each other, hours or
+minutes, counts or real values; the weights stay.
+
+Before training some worlds are set aside: what the learner is told of them is kept, to measure on
+it how much better than the pool alone the network has become, and with which share its paths should
+enter the fusion of a stream that it has never seen.
+
+Everything follows from the seed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
+from stream_forecaster.config import Settings, parse
+from stream_forecaster.keys import KeyTable
+from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.network import LEVELS
+from stream_forecaster.pool import Network, Pool
+from stream_forecaster.series import World, generate, generate_minutes
+from stream_forecaster.weights import Weights
+
+Float64 = NDArray[np.float64]
+
+STEPS_MS = (HOUR_MS // 60, HOUR_MS, DAY_MS)
+_CONTEXTS, _HORIZONS = (60, 72, 28), (30, 48, 14)
+_PACE = Pace(
+    every=1, draw=96, repeat=3, rows=256, capacity=20_000, rate=2e-3, memory=0.998, speaks=False
+)
+_WARM_UP = 300
+_DAYS_LEARNED = 4
+"""Days at the start of a world that nothing is drawn from: no pool has learned anything yet."""
+_FAMILIES = 8
+_VALIDATION_SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large the worlds are. Pairs are the least, and one more than the most.
+
+    Attributes:
+        keys: of a family, of which a world has eight.
+        days: of a world by the hour or so.
+        past_days: of a world by the minute, before its minutes begin.
+        live_hours: of minutes.
+        set_aside: how many worlds are.
+    """
+
+    keys: tuple[int, int] = (40, 90)
+    days: tuple[int, int] = (21, 60)
+    past_days: tuple[int, int] = (7, 22)
+    live_hours: tuple[int, int] = (6, 20)
+    set_aside: int = 4
+
+
+FULL_SIZE = Size()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stands.
+
+    Attributes:
+        steps: taken so far.
+        worlds: seen so far.
+        loss: of the last steps, running mean.
+    """
+
+    steps: int
+    worlds: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the network is worth on the worlds set aside, per trained step (S,).
+
+    Attributes:
+        rows: samples.
+        pinball: mean pinball loss of its quantiles over that of the pool's path with normal ones.
+        absolute, residual: mean squared error of its paths over that of the pool's.
+        shares: (S, 2) of residual and absolute path, by least squares, none negative.
+    """
+
+    rows: list[int]
+    pinball: list[float]
+    absolute: list[float]
+    residual: list[float]
+    shares: Float64
+
+
+class Pretraining:
+    """Training that can be stopped after any step."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        steps: int,
+        begin_with: Weights | None = None,
+        size: Size = FULL_SIZE,
+    ) -> None:
+        """Set worlds aside and stand ready.
+
+        Args:
+            seed: of everything.
+            steps: how many will be taken: the learning rate falls over them.
+            begin_with: weights to go on from.
+            size: of the worlds; smaller ones teach little, fast.
+        """
+        self._steps, self._seed, self._size = steps, seed, size
+        self._learner = _learner(seed, _PACE, begin_with)
+        self._aside = _learner(
+            _VALIDATION_SEED, Pace(every=12, draw=96, repeat=0, capacity=6000, speaks=False)
+        )
+        rng = np.random.default_rng([_VALIDATION_SEED])
+        for _ in range(size.set_aside):
+            for _ in _live_through(_draw(rng, size), self._aside):
+                pass
+            self._aside.leave()
+
+    def run(self) -> Iterator[Progress]:
+        """Train, world after world."""
+        rng, loss, worlds = np.random.default_rng([self._seed, 2]), 2.0, 0
+        while self._learner.steps < self._steps:
+            before = self._learner.steps
+            for _ in _live_through(_draw(rng, self._size), self._learner):
+                if self._learner.steps == before:
+                    continue
+                before = self._learner.steps
+                loss += 0.01 * (self._learner.loss - loss)
+                self._pace()
+                yield Progress(before, worlds, loss)
+                if before >= self._steps:
+                    break
+            self._learner.leave()
+            worlds += 1
+
+    def weights(self, card: dict[str, Any]) -> Weights:
+        """The weights as they stand, with the shares that the worlds set aside justify."""
+        return Weights(STEPS_MS, self._learner.parameters(), self.report().shares, card)
+
+    def report(self) -> Report:
+        """Measure the network on the worlds set aside."""
+        rows, pinball, absolute, residual, shares = [], [], [], [], []
+        for resolution in range(len(STEPS_MS)):
+            *answers, truth = self._learner.examine(resolution, self._aside)
+            landed = ~np.isnan(truth)
+            y = np.clip(truth[landed].astype(np.float64), -10, 10)
+            *paths, quantiles = (answer[landed].astype(np.float64) for answer in answers)
+            base = np.mean(y**2)
+            rows.append(len(truth))
+            residual.append(float(np.mean((y - paths[0]) ** 2) / base))
+            absolute.append(float(np.mean((y - paths[1]) ** 2) / base))
+            pinball.append(float(_pinball(y, quantiles) / _pinball(y, _NORMAL[None])))
+            shares.append(_shares(np.stack(paths), y))
+        return Report(rows, pinball, absolute, residual, np.array(shares))
+
+    def _pace(self) -> None:
+        """A warm-up, then a cosine down to a fiftieth."""
+        done = self._learner.steps / self._steps
+        rate = min(1.0, self._learner.steps / _WARM_UP) * (0.51 + 0.49 * np.cos(np.pi * done))
+        for group in self._learner.optimizer.param_groups:
+            group["lr"] = _PACE.rate * rate
+
+
+_NORMAL = np.array([NormalDist(0, 1.2533).inv_cdf(level) for level in LEVELS])
+"""Quantiles of a normal distribution whose mean absolute value is one."""
+
+
+def _pinball(truth: NDArray[Any], quantiles: NDArray[Any]) -> float:
+    miss = truth[:, None] - quantiles
+    return float(np.maximum(np.array(LEVELS) * miss, (np.array(LEVELS) - 1) * miss).mean())
+
+
+def _shares(paths: Float64, truth: Float64) -> Float64:
+    """The weights (2,) of two paths by least squares; none negative, one at most together."""
+    gram = paths @ paths.T + 1e-6 * np.eye(2)
+    share = np.linalg.solve(gram, paths @ truth)
+    if share.min() < 0:  # the better path alone, if at all
+        alone = int(np.argmax(share))
+        share = np.zeros(2)
+        share[alone] = max(paths[alone] @ truth / gram[alone, alone], 0.0)
+    admissible: Float64 = share / max(share.sum(), 1.0)
+    return admissible
+
+
+def _learner(seed: int, pace: Pace, begin_with: Weights | None = None) -> Learner:
+    return Learner(STEPS_MS, _CONTEXTS, _HORIZONS, begin_with, seed=(seed,), pace=pace)
+
+
+def _draw(rng: np.random.Generator, size: Size) -> tuple[World, World | None]:
+    """A world by the hour or so, or one by the hour and then by the minute."""
+    is_count = bool(rng.random() < 0.65)
+    keys = int(rng.integers(*size.keys))
+    if rng.random() < 0.4:
+        past = int(rng.integers(24 * size.past_days[0], 24 * size.past_days[1]))
+        live = int(rng.integers(*size.live_hours))
+        return generate_minutes(
+            rng,
+            hours=past + live,
+            live_hours=live,
+            keys=keys,
+            is_count=is_count,
+            families=_FAMILIES,
+        )
+    step_ms = int(rng.choice([15, 30, 60, 60, 60, 60, 120])) * HOUR_MS // 60
+    buckets = min(int(rng.integers(*size.days)) * DAY_MS // step_ms, 24 * 50)
+    world = generate(
+        rng, step_ms=step_ms, buckets=buckets, keys=keys, is_count=is_count, families=_FAMILIES
+    )
+    return world, None
+
+
+def _settings(world: World) -> Settings:
+    steps = ("1m", f"{world.step_ms // 60_000}m", "1d")
+    rows = zip(steps, _CONTEXTS, _HORIZONS, strict=True)
+    value = {"aggregate": "count"} if world.is_count else {"aggregate": "sum", "value": "value"}
+    return parse(
+        {
+            "input": value,
+            "resolutions": [{"step": s, "context": c, "horizon": h} for s, c, h in rows],
+        }
+    )
+
+
+def _live_through(worlds: tuple[World, World | None], learner: Learner) -> Iterator[None]:
+    """Send the worlds through pools of their own; yields after each bucket."""
+    coarse, minutes = worlds
+    life, live = _Life(coarse, learner), len(minutes.values) // 60 if minutes else 0
+    for t, row in enumerate(coarse.values):
+        hour = t - (len(coarse.values) - live)
+        if minutes is None or hour < 0:
+            life.bucket(1, coarse, t, row)
+            yield
+            continue
+        for minute in range(60 * hour, 60 * hour + 60):
+            life.bucket(0, minutes, minute, minutes.values[minute])
+            yield
+
+
+class _Life:
+    """One world on its way through the engine."""
+
+    def __init__(self, world: World, learner: Learner) -> None:
+        settings = _settings(world)
+        self._table, self._learner, self._calendar = KeyTable(), learner, Calendar("UTC")
+        network = Network(learner)
+        self._pools = tuple(
+            Pool(self._table, self._calendar, resolution, settings, network)
+            for resolution in settings.resolutions
+        )
+        for pool in self._pools:
+            pool.window.begin(world.start_ms)
+        self._slots = np.full(world.values.shape[1], -1, np.int64)
+        self._learn_from_ms = world.start_ms + _DAYS_LEARNED * DAY_MS
+
+    def bucket(self, finest: int, world: World, index: int, row: Float64) -> None:
+        """Take in one bucket of the finest resolution there is, and close what ends with it."""
+        start_ms, end_ms = (world.start_ms + i * world.step_ms for i in (index, index + 1))
+        if finest == 0 and index == 0:
+            self._pools[0].window.begin(start_ms)
+        active = np.flatnonzero(~np.isnan(row) & ((row != 0) | (not world.is_count)))
+        new = active[self._slots[active] < 0]
+        if len(new):
+            times = np.full(len(new), start_ms)
+            self._slots[new] = self._table.intern([b"%d" % key for key in new.tolist()], times)
+        for pool in self._pools[finest:]:
+            pool.window.absorb(self._slots[active], np.full(len(active), start_ms), row[active])
+        self._learner.quiet = end_ms < self._learn_from_ms
+        for pool in self._pools[finest:]:
+            window = pool.window
+            while window.closed < int(self._calendar.index(end_ms, window.step_ms)):
+                pool.close()

@@ -1,0 +1,109 @@
+"""Weights of the network as a file: safetensors, with the architecture and the model card in it.
+
+The modules in it belong to steps ("1m", "1h", "1d" in those that ship). A resolution begins with
+the modules of the step nearest to its own, so any settings can start from any file of the same
+architecture. Nothing is ever unpickled.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from stream_forecaster import network
+from stream_forecaster.errors import WeightsMismatch
+
+ARCHITECTURE: dict[str, Any] = {
+    "levels": list(network.LEVELS),
+    "candidates": list(network.CANDIDATES),
+    "patch": network.PATCH,
+    "channels": network.CHANNELS,
+    "statistics": network.STATISTICS,
+    "clues": network.CLUES,
+    "buckets": network.BUCKETS,
+    "state": network.STATE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a network starts from.
+
+    Attributes:
+        steps_ms: (S,) the bucket widths that the modules were trained at.
+        arrays: parameters by name, as `Network(S).state_dict()` has them.
+        shares: (S, 2) the weights with which the residual and the absolute path enter the fusion.
+        card: data, time, limits, scores.
+    """
+
+    steps_ms: tuple[int, ...]
+    arrays: Mapping[str, NDArray[np.float32]]
+    shares: NDArray[np.float64]
+    card: Mapping[str, Any]
+
+    def nearest(self, step_ms: int) -> int:
+        """Which of the S modules a resolution of `step_ms` begins with."""
+        return int(np.argmin(np.abs(np.log(np.array(self.steps_ms) / step_ms))))
+
+    def encode(self) -> bytes:
+        """The file."""
+        header = {
+            "architecture": ARCHITECTURE,
+            "steps_ms": self.steps_ms,
+            "shares": self.shares.tolist(),
+            "card": self.card,
+        }
+        return safetensors.numpy.save(dict(self.arrays), {"header": json.dumps(header)})
+
+
+def decode(data: bytes, name: str) -> Weights:
+    """The weights in `data`.
+
+    Raises:
+        WeightsMismatch: no weights of ours, or of another architecture: says what differs.
+    """
+    try:
+        arrays = safetensors.numpy.load(data)
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["header"])
+        theirs = dict(header["architecture"])
+        found = Weights(
+            tuple(header["steps_ms"]), arrays, np.array(header["shares"]), header["card"]
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise WeightsMismatch(f"{name}: not a file of network weights ({error})") from None
+    theirs |= {"shares": found.shares.shape} | {name: a.shape for name, a in arrays.items()}
+    ours = ARCHITECTURE | _shapes(len(found.steps_ms))
+    differing = [
+        f"{part} is {theirs.get(part)!r} there and {ours.get(part)!r} here"
+        for part in sorted(theirs.keys() | ours.keys())
+        if theirs.get(part) != ours.get(part)
+    ]
+    if differing:
+        raise WeightsMismatch(
+            f"{name}: weights of another architecture: {'; '.join(differing)}. Train them anew "
+            "with `stream-forecaster fit`."
+        )
+    return found
+
+
+def _shapes(steps: int) -> dict[str, tuple[int, ...]]:
+    """What a file of modules for so many steps must hold."""
+    with torch.device("meta"):  # shapes without memory
+        parameters = network.Network(steps).state_dict()
+    return {"shares": (steps, 2)} | {k: tuple(v.shape) for k, v in parameters.items()}
+
+
+@cache
+def shipped() -> Weights:
+    """The weights in the wheel, trained on synthetic series only."""
+    file = resources.files("stream_forecaster") / "weights" / "pretrained.safetensors"
+    return decode(file.read_bytes(), file.name)

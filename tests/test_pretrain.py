@@ -1,0 +1,59 @@
+"""Pre-training, on worlds as small as they get: what matters is that it follows from the seed."""
+
+import numpy as np
+import pytest
+
+from stream_forecaster.pretrain import STEPS_MS, Pretraining, Progress, Size
+from stream_forecaster.weights import Weights, decode
+
+_SMALL = Size(keys=(1, 2), days=(1, 2), past_days=(17, 18), live_hours=(1, 2), set_aside=3)
+"""Of the three worlds set aside the last has minutes, hours and days."""
+_STEPS = 4
+
+
+def _train(seed: int = 0, begin_with: Weights | None = None) -> tuple[Pretraining, list[Progress]]:
+    training = Pretraining(seed, steps=_STEPS, begin_with=begin_with, size=_SMALL)
+    return training, list(training.run())
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Pretraining, list[Progress]]:
+    """A training that has ended."""
+    return _train()
+
+
+def test_it_follows_from_the_seed(trained: tuple[Pretraining, list[Progress]]) -> None:
+    """The same steps, the same losses, the same file."""
+    training, progress = trained
+    again, repeated = _train()
+    assert repeated == progress
+    assert again.weights({}).encode() == training.weights({}).encode()
+
+
+def test_it_ends_when_all_steps_are_taken(trained: tuple[Pretraining, list[Progress]]) -> None:
+    """And tells of every lesson on the way."""
+    _, progress = trained
+    steps = [told.steps for told in progress]
+    assert steps == sorted(set(steps))
+    assert steps[-2] < _STEPS <= steps[-1]
+    assert all(np.isfinite(told.loss) for told in progress)
+
+
+def test_the_report_is_finite(trained: tuple[Pretraining, list[Progress]]) -> None:
+    """At every step that is trained; shares are admissible weights."""
+    report = trained[0].report()
+    assert all(rows > 0 for rows in report.rows)
+    for figures in (report.pinball, report.absolute, report.residual):
+        assert len(figures) == len(STEPS_MS)
+        assert all(np.isfinite(figure) and figure > 0 for figure in figures)
+    assert (report.shares >= 0).all()
+    assert (report.shares.sum(axis=1) <= 1 + 1e-9).all()
+
+
+def test_what_comes_out_can_be_begun_with(trained: tuple[Pretraining, list[Progress]]) -> None:
+    """The file is read again; a training that begins with it begins where the other ended."""
+    found = decode(trained[0].weights({"seed": 0}).encode(), "w")
+    assert found.card == {"seed": 0}
+    further = Pretraining(1, steps=_STEPS, begin_with=found, size=_SMALL)
+    assert further.weights({}).arrays.keys() == found.arrays.keys()
+    assert further.report().pinball == trained[0].report().pinball
