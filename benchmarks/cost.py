@@ -1,0 +1,124 @@
+"""What a forecast costs: microseconds per key and hop, on one core, beside a bare LSTM.
+
+    python benchmarks/cost.py [--keys 1024] [--hops 60] [--rounds 3] [--json]
+
+One key and hop is: close the minute's bucket, score what landed, learn, and forecast every one of
+the next thirty minutes, mean and quantiles, for every key.
+It is timed with the pool alone, with the network on every key but never trained, and as it is by
+default, training included. The bare LSTM is `torch.nn.LSTM` with the network's hidden size over a
+window of the same length, one bucket a step: what anyone pays who does nothing else. All rows are
+taken in turn, round by round, in one process; the median is printed.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+
+import numpy as np
+import torch
+
+from stream_forecaster.calendar import Calendar
+from stream_forecaster.config import Settings
+from stream_forecaster.keys import KeyTable
+from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.pool import Network, Pool
+from stream_forecaster.weights import shipped
+
+_START_MS = 1_767_571_200_000  # 2026-01-05, a Monday
+_WARM_UP_HOPS = 40
+_HIDDEN = 48
+
+_PACES: dict[str, Pace | None] = {
+    "pool": None,
+    "pool + network": Pace(repeat=0),
+    "and training": Pace(),
+}
+
+
+class Worker:
+    """One way to forecast, with keys that have been there for a while."""
+
+    def __init__(self, pace: Pace | None, keys: int) -> None:
+        settings, self._table = Settings(), KeyTable()
+        self._resolutions = settings.resolutions
+        network = Network(_learner(settings, pace)) if pace else None
+        calendar = Calendar("UTC")
+        self._pools = [
+            Pool(self._table, calendar, resolution, settings, network)
+            for resolution in self._resolutions
+        ]
+        for pool in self._pools:
+            pool.window.begin(_START_MS)
+        names = [b"%d" % key for key in range(keys)]
+        self._slots = self._table.intern(names, np.full(keys, _START_MS))
+        self._rng, self._minute = np.random.default_rng(0), 0
+        self.run(_WARM_UP_HOPS)
+
+    def run(self, hops: int) -> float:
+        """Seconds spent in closing the finest bucket and forecasting, so many hops."""
+        spent_s = 0.0
+        for _ in range(hops):
+            now_ms = _START_MS + 60_000 * self._minute
+            value = self._rng.poisson(2.0, len(self._slots)).astype(np.float64)
+            times = np.full(len(self._slots), now_ms, np.int64)
+            for pool in self._pools:
+                pool.window.absorb(self._slots, times, value)
+            begin_s = time.perf_counter()
+            self._pools[0].close()
+            self._pools[0].paths(self._slots)
+            spent_s += time.perf_counter() - begin_s
+            self._minute += 1
+        return spent_s
+
+
+def _learner(settings: Settings, pace: Pace) -> Learner:
+    steps, contexts, horizons = zip(
+        *((r.step_ms, r.context, r.horizon) for r in settings.resolutions), strict=True
+    )
+    return Learner(steps, contexts, horizons, shipped(), seed=(0, 0), pace=pace)
+
+
+def bare_lstm_s(keys: int, hops: int) -> float:
+    """Seconds for so many forward passes of nothing but an LSTM."""
+    lstm = torch.nn.LSTM(1, _HIDDEN, batch_first=True)
+    window = torch.randn(keys, Settings().resolutions[0].context, 1)
+    begin_s = time.perf_counter()
+    with torch.inference_mode():
+        for _ in range(hops):
+            lstm(window)
+    return time.perf_counter() - begin_s
+
+
+def main() -> int:
+    """Time all rows and print them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keys", type=int, default=1024)
+    parser.add_argument("--hops", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    workers = {name: Worker(pace, options.keys) for name, pace in _PACES.items()}
+    taken: dict[str, list[float]] = {name: [] for name in (*workers, "bare LSTM")}
+    for turn in range(options.rounds):
+        print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
+        for name, worker in workers.items():
+            taken[name].append(worker.run(options.hops))
+        taken["bare LSTM"].append(bare_lstm_s(options.keys, options.hops))
+    per_key = {
+        name: round(1e6 * statistics.median(seconds) / options.hops / options.keys, 2)
+        for name, seconds in taken.items()
+    }
+    if options.json:
+        print(json.dumps({"keys": options.keys, "us_per_key_and_hop": per_key}))
+        return 0
+    print(f"{options.keys} keys, microseconds per key and hop:")
+    for name, cost in per_key.items():
+        print(f"  {name:<16}{cost:8.1f}{cost / per_key['bare LSTM']:8.2f} x the bare LSTM")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
