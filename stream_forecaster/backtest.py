@@ -34,6 +34,7 @@ from stream_forecaster.errors import ConfigError
 from stream_forecaster.forecasts import Encoder
 from stream_forecaster.recording import Comparison, Recording
 from stream_forecaster.records import Message, Records
+from stream_forecaster.report import TURN_RECORDS, Report
 from stream_forecaster.scoring import Score
 from stream_forecaster.shard import Shard, Turn
 
@@ -41,12 +42,13 @@ _SPEAK_EVERY_S = 5.0
 """How often progress is told where no bar can be drawn."""
 
 
-def backtest(
+def backtest(  # noqa: PLR0913  (one parameter for each option of the command)
     settings: Settings,
     paths: Sequence[str],
     *,
     partitions: int = 1,
     forecasts: str | None = None,
+    report: str | None = None,
     as_json: bool = False,
     console: Console,
 ) -> int:
@@ -57,6 +59,7 @@ def backtest(
         paths: events files, "-" for standard input.
         partitions: over how many the events are spread by key, as Kafka's producer does.
         forecasts: where to write what `run` would publish; None: nowhere.
+        report: directory of the page to write (`report`); None: none.
         as_json: print one JSON object instead of tables.
         console: standard output. Progress goes to standard error.
 
@@ -67,14 +70,20 @@ def backtest(
         ConfigError: a file cannot be read or written.
     """
     _refuse_to_overwrite(forecasts, paths)
-    past = Pass(settings)
+    watching = Report(settings, report) if report is not None else None
+    past = Pass(settings, watching)
     past.drive(paths, partitions=partitions, forecasts=forecasts)
+    page = watching.write(past.counts(), past.scores) if watching is not None else None
     if as_json:
-        report = {**past.counts(), "resolutions": accuracy.as_json(settings, past.scores)}
-        _print_json(console, report)
+        out = {**past.counts(), "resolutions": accuracy.as_json(settings, past.scores)}
+        if page is not None:
+            out["report"] = str(page)
+        _print_json(console, out)
     else:
         accuracy.show(console, settings, past.scores)
         _print_counts(console, past)
+        if page is not None:
+            console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -133,8 +142,8 @@ class Pass:
 
     scores: tuple[Score, ...]
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, report: Report | None = None) -> None:
+        self._settings, self._report = settings, report
         self._calendar = Calendar(settings.input.timezone)
         self._encoder = Encoder(settings)
         self._weights = read_weights(settings.model.weights)
@@ -165,8 +174,10 @@ class Pass:
         """
         begin_s = time.monotonic()
         with _progress(total_bytes(paths), lambda: self.events) as advance:
+            # How records are grouped changes nothing but how closely a report can look on.
+            size = {} if self._report is None else {"block_records": TURN_RECORDS}
             blocks = read_events(
-                paths, self._settings.input, partitions=partitions, advance=advance
+                paths, self._settings.input, partitions=partitions, advance=advance, **size
             )
             messages = self._messages(blocks, comparison, publish=forecasts is not None)
             if forecasts is not None:
@@ -189,6 +200,8 @@ class Pass:
                 self._shards[records.partition] = shard
             turn = shard.advance(records)
             self._count(turn)
+            if self._report is not None:
+                self._report.watch(shard, turn)
             yield turn
 
     def counts(self) -> dict[str, Any]:

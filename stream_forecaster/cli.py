@@ -38,6 +38,7 @@ from stream_forecaster.edge.options import (
     ForecastFile,
     MoreEventFiles,
     Partitions,
+    ReportFolder,
     with_settings,
 )
 from stream_forecaster.edge.signals import stop_on_signals
@@ -255,13 +256,14 @@ def tail(
 
 @app.command(name="backtest")
 @with_settings
-def run_backtest(
+def run_backtest(  # noqa: PLR0913  (one parameter per option)
     settings: Settings,
     *,
     events: EventFiles,
     more_events: MoreEventFiles = None,
     partitions: Partitions = 1,
     forecasts: ForecastFile = None,
+    report: ReportFolder = None,
     as_json: AsJson = False,
 ) -> int:
     """Forecast a file of past events as `run` would have, and print how right it was."""
@@ -270,6 +272,7 @@ def run_backtest(
         [*events, *(more_events or ())],
         partitions=partitions,
         forecasts=forecasts,
+        report=report,
         as_json=as_json,
         console=Console(),
     )

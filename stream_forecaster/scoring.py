@@ -58,6 +58,8 @@ class Score:
         magnitude: (G,) sum of |truth|.
         pinball: (G, Q) sum of pinball losses of the published quantiles.
         covered: (C, G) how often each of the C central intervals held the truth.
+        below, at_most: (G, Q) how often the truth was below each published quantile, and how often
+            below or equal to it.
     """
 
     forecasters: tuple[str, ...]
@@ -69,6 +71,8 @@ class Score:
     magnitude: Float64
     pinball: Float64
     covered: Float64
+    below: Float64
+    at_most: Float64
 
     @classmethod
     def zero(
@@ -87,6 +91,8 @@ class Score:
             np.zeros(g),
             np.zeros((g, q)),
             np.zeros((c, g)),
+            np.zeros((g, q)),
+            np.zeros((g, q)),
         )
 
     def land(self, bucket: int, truth: Float64, points: Float64, quantiles: Float64) -> None:
@@ -112,6 +118,8 @@ class Score:
         for i, (low, high) in enumerate(central_intervals(self.levels).values()):
             inside = (quantiles[:, low] <= truth) & (truth <= quantiles[:, high])
             self.covered[i, bucket] += np.count_nonzero(inside)
+        self.below[bucket] += np.count_nonzero(truth[:, None] < quantiles, axis=0)
+        self.at_most[bucket] += np.count_nonzero(truth[:, None] <= quantiles, axis=0)
 
     def __add__(self, other: "Score") -> "Score":
         if (self.forecasters, self.horizons, self.levels) != (
@@ -130,6 +138,8 @@ class Score:
             self.magnitude + other.magnitude,
             self.pinball + other.pinball,
             self.covered + other.covered,
+            self.below + other.below,
+            self.at_most + other.at_most,
         )
 
     def __mul__(self, factor: float) -> "Score":
@@ -144,6 +154,8 @@ class Score:
             self.magnitude * factor,
             self.pinball * factor,
             self.covered * factor,
+            self.below * factor,
+            self.at_most * factor,
         )
 
     def mae(self, forecaster: str) -> Float64:
@@ -178,6 +190,15 @@ class Score:
             level: float(self.covered[i].sum() / total) if total else float("nan")
             for i, level in enumerate(levels)
         }
+
+    def reliability(self) -> tuple[Float64, Float64]:
+        """Share of truths below each quantile, and below or equal (Q,), over all horizons.
+
+        A quantile is right where its level lies between the two. Of counts many are equal to it,
+        and neither share alone says anything.
+        """
+        total = np.atleast_1d(self.count.sum())
+        return _ratio(self.below.sum(axis=0), total), _ratio(self.at_most.sum(axis=0), total)
 
     def skill(self, against: str = NAIVE) -> float:
         """1 - MAE of what was published over MAE of `against`, over all horizons."""

@@ -83,6 +83,15 @@ def test_quantile_scores_are_the_formulas(rows: list[Row]) -> None:
 
 
 @given(rows=_rows)
+def test_a_quantile_splits_the_truths(rows: list[Row]) -> None:
+    """Shares below each level's quantile, without and with those equal to it."""
+    below, at_most = _landed(rows).reliability()
+    for q in range(len(LEVELS)):
+        assert below[q] == pytest.approx(_mean([t < qs[q] for _, t, _, qs in rows]))
+        assert at_most[q] == pytest.approx(_mean([t <= qs[q] for _, t, _, qs in rows]))
+
+
+@given(rows=_rows)
 def test_skill_and_mase_compare_with_the_last_value(rows: list[Row]) -> None:
     """On the same truths, so a forecaster that says nothing gains nothing."""
     score = _landed(rows)
@@ -109,7 +118,8 @@ def test_a_silent_forecaster_is_not_the_best() -> None:
 def test_scores_add(rows: list[Row], cut: int) -> None:
     """The score of all is the sum of the scores of the parts."""
     whole, parts = _landed(rows), reduce(add, [_landed(rows[:cut]), _landed(rows[cut:])])
-    for name in ("count", "absolute", "squared", "magnitude", "pinball", "covered"):
+    sums = ("count", "absolute", "squared", "magnitude", "pinball", "covered", "below", "at_most")
+    for name in sums:
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-9)
 
 
@@ -122,6 +132,7 @@ def test_forgetting_changes_no_ratio(rows: list[Row], factor: float) -> None:
         np.testing.assert_allclose(less.mae(name), score.mae(name))
     np.testing.assert_allclose(less.wql(), score.wql(), atol=1e-12)
     assert less.coverage() == pytest.approx(score.coverage())
+    np.testing.assert_allclose(less.reliability(), score.reliability())
     assert less.skill() == pytest.approx(score.skill(), nan_ok=True)
 
 

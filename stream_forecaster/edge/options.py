@@ -32,6 +32,9 @@ MoreEventFiles = Annotated[list[str] | None, typer.Argument(metavar="[FILE]...",
 ForecastFile = Annotated[
     str | None, typer.Option(metavar="OUT.jsonl", help="Write the messages, one a line.")
 ]
+ReportFolder = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Write a page with tables and plots.")
+]
 
 
 def read_settings(

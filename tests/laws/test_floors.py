@@ -70,6 +70,10 @@ LIST = (
     "edge.subcommands",
     "edge.signals",
     "accuracy",
+    "report_contents",
+    "report_plots",
+    "report_page",
+    "report",
     "recording",
     "backtest",
     "plan",
@@ -87,7 +91,7 @@ LIST = (
 CORE = frozenset(LIST[: LIST.index("edge.memory")])
 
 ONLY_IN = {
-    "torch": {"network", "learning"},
+    "torch": {"network", "weights", "learning"},
     "kafka": {
         "edge.broker",
         "edge.columnar",
