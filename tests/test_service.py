@@ -406,7 +406,8 @@ def test_metrics_after_a_run() -> None:
         assert (process.metric("absolute_error_count", **labels) or 0) > 100
     assert process.metric("skill_ratio", resolution="60s") is not None
     coverage = process.metric("interval_coverage_ratio", resolution="60s", level="0.8")
-    assert coverage == pytest.approx(0.8, abs=0.15)
+    assert coverage is not None
+    assert 0.65 < coverage <= 1  # quantiles of counts are whole numbers, and over-cover
     weights = [
         process.metric("expert_weight", resolution="60s", expert=name) or 0.0
         for name in ("last_value", "moving_average", "ewma_fast", "ewma_medium", "ewma_slow")

@@ -129,6 +129,8 @@ class Campaign:
                     "quantiles": [0.1, 0.5, 0.9],
                     "publish": "every_hop",
                 },
+                # Commits are to be many: with the network a worker on a busy core makes few.
+                "model": {"network": False},
                 "resolutions": [
                     {"step": "1m", "context": 10, "horizon": 4},
                     {"step": "10m", "context": 6, "horizon": 2},

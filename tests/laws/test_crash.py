@@ -8,6 +8,7 @@ partition's order, byte for byte.
 
 from collections.abc import Callable, Iterator
 
+import pytest
 import structlog
 from hypothesis import example, given
 from hypothesis import settings as effort
@@ -81,6 +82,8 @@ def _work_off(
     raise AssertionError("it never gets there")
 
 
+@pytest.mark.timeout(400)
+@effort(max_examples=40)
 @given(
     log=st.tuples(rows(max_size=40), rows(max_size=15)),
     draws=st.lists(st.integers(0, 11), max_size=60),
