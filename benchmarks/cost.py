@@ -2,8 +2,9 @@
 
     python benchmarks/cost.py [--keys 1024] [--hops 60] [--rounds 3] [--json]
 
-One key and hop is: close the minute's bucket, score what landed, learn, and forecast every one of
-the next thirty minutes, mean and quantiles, for every key.
+One key and hop is all that a published message takes at the default resolutions: close the minute's
+bucket, and once an hour the hour's; score what landed, learn, forecast every one of the next thirty
+minutes, agree with hours and days, and give out all 61 steps, mean and quantiles, for every key.
 It is timed with the pool alone, with the network on every key but never trained, and as it is by
 default, training included. The bare LSTM is `torch.nn.LSTM` with the network's hidden size over a
 window of the same length, one bucket a step: what anyone pays who does nothing else. All rows are
@@ -23,7 +24,7 @@ from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.learning import Learner, Pace
-from stream_forecaster.pool import Network, Pool
+from stream_forecaster.scales import Scales
 from stream_forecaster.weights import shipped
 
 _START_MS = 1_767_571_200_000  # 2026-01-05, a Monday
@@ -41,35 +42,29 @@ class Worker:
     """One way to forecast, with keys that have been there for a while."""
 
     def __init__(self, pace: Pace | None, keys: int) -> None:
-        settings, self._table = Settings(), KeyTable()
-        self._resolutions = settings.resolutions
-        network = Network(_learner(settings, pace)) if pace else None
-        calendar = Calendar("UTC")
-        self._pools = [
-            Pool(self._table, calendar, resolution, settings, network)
-            for resolution in self._resolutions
-        ]
-        for pool in self._pools:
-            pool.window.begin(_START_MS)
+        settings, table = Settings(), KeyTable()
+        learner = _learner(settings, pace) if pace else None
+        self._scales = Scales(table, Calendar("UTC"), settings, learner)
+        self._scales.begin(_START_MS)
         names = [b"%d" % key for key in range(keys)]
-        self._slots = self._table.intern(names, np.full(keys, _START_MS))
+        self._slots = table.intern(names, np.full(keys, _START_MS))
         self._rng, self._minute = np.random.default_rng(0), 0
         self.run(_WARM_UP_HOPS)
 
     def run(self, hops: int) -> float:
-        """Seconds spent in closing the finest bucket and forecasting, so many hops."""
+        """Seconds spent in closing buckets and forecasting every key, so many hops."""
         spent_s = 0.0
         for _ in range(hops):
             now_ms = _START_MS + 60_000 * self._minute
             value = self._rng.poisson(2.0, len(self._slots)).astype(np.float64)
-            times = np.full(len(self._slots), now_ms, np.int64)
-            for pool in self._pools:
-                pool.window.absorb(self._slots, times, value)
-            begin_s = time.perf_counter()
-            self._pools[0].close()
-            self._pools[0].paths(self._slots)
-            spent_s += time.perf_counter() - begin_s
+            self._scales.absorb(self._slots, np.full(len(self._slots), now_ms, np.int64), value)
             self._minute += 1
+            hop_ms, begin_s = now_ms + 60_000, time.perf_counter()
+            for _ in self._scales.close(hop_ms):
+                pass
+            for issued in self._scales.issue(hop_ms):
+                issued.paths(self._slots[issued.rows])
+            spent_s += time.perf_counter() - begin_s
         return spent_s
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.fusion import ExponentialWeights
+from stream_forecaster.fusion import FORGET, ExponentialWeights
 from stream_forecaster.keys import KeyTable, nested, under
 from stream_forecaster.scoring import pinball
 
@@ -82,6 +82,11 @@ class Calibration:
         own[landed, bucket] += np.stack([size, np.ones_like(size)], axis=1)
         self._residual[bucket] = _DISCOUNT * self._residual[bucket] + (size.mean(), 1.0)
 
+    def forget(self) -> None:
+        """Count what was learned of the widths for a tenth: a drift was detected."""
+        self._table[f"{self._prefix}.residual"][:] *= FORGET
+        self._residual *= FORGET
+
     def unit(self, path: Float64, spread: Float64) -> Float64:
         """The expected size of a residual; `path` (B, ...), `spread` broadcastable to it."""
         if self._is_count:
@@ -91,13 +96,7 @@ class Calibration:
     def expected_error(
         self, slots: Int64 | slice, path: Float64, spread: Float64, bucket: Int64
     ) -> Float64:
-        """Mean |residual| (B, H) to expect; arguments as for `quantiles`."""
-        return self._width(slots)[:, bucket] * self.unit(path, spread[:, None])
-
-    def quantiles(
-        self, slots: Int64 | slice, path: Float64, spread: Float64, bucket: Int64
-    ) -> Float64:
-        """Quantiles (B, H, Q), ascending.
+        """Mean |residual| (B, H) to expect.
 
         Args:
             slots: which keys (B,).
@@ -105,7 +104,16 @@ class Calibration:
             spread: (B,) the keys' spreads.
             bucket: (H,) the horizon bucket of each step.
         """
-        size = self.expected_error(slots, path, spread, bucket)
+        return self._width(slots)[:, bucket] * self.unit(path, spread[:, None])
+
+    def quantiles(self, path: Float64, size: Float64, bucket: Int64) -> Float64:
+        """Quantiles (B, H, Q), ascending.
+
+        Args:
+            path: (B, H) fused means.
+            size: (B, H) their `expected_error`.
+            bucket: (H,) the horizon bucket of each step.
+        """
         quantiles: Float64 = path[..., None] + size[..., None] * self._shape[bucket]
         return np.maximum(quantiles, 0.0, out=quantiles) if self._is_count else quantiles
 
@@ -209,6 +217,10 @@ class Mixture:
         mixed += size[..., None] * self._shift[bucket]
         mixed.sort(axis=2)
         return mixed
+
+    def forget(self) -> None:
+        """Count what was learned of the members for a tenth."""
+        self._weights.forget()
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""

@@ -265,6 +265,12 @@ class Model(_Section):
 
     weights: Url = Field("", description="a URL of fitted weights to start from")
     network: bool = Field(default=True, description="false: the pool alone")
+    network_keys: int = Field(
+        0,
+        ge=0,
+        description="the network forecasts at most so many keys of a partition whenever a bucket "
+        "closes, half of them the most active, half in turn; 0: all",
+    )
     river: tuple[str, ...] = Field(
         (), description="forecasters of river.time_series that join the pool for the first keys"
     )

@@ -18,7 +18,7 @@ Sources: Cesa-Bianchi and Lugosi 2006, chapters 2.11 and 5.2 (a fixed share keep
 alive, so that the weights can turn when the best one changes); Wolpert 1992 for stacking.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,12 @@ _OWN_KEYS = 64
 """Keys with a stack of their own: its matrices are too dear for every key."""
 _POPULATION_DISCOUNT = 0.9995
 _SOLVE_EVERY = 6
+_POOLED = 0.25
+"""Of a stack's prior, for the population: its evidence is a mean over many keys, less noisy."""
+_NO_MASS = 1e-12
 _ALL = slice(None)
-_FORGET = 0.1
-"""The share of its evidence that a fusion keeps when a drift was detected."""
+FORGET = 0.1
+"""The share of the evidence that is kept when a drift was detected."""
 
 
 class ExponentialWeights:
@@ -105,10 +108,10 @@ class ExponentialWeights:
 
     def forget(self) -> None:
         """Keep a tenth of the evidence: what was learned before a drift counts for less."""
-        self._table[f"{self._prefix}.loss"][:] *= _FORGET
-        self._table[f"{self._prefix}.landed"][:] *= _FORGET
-        self._loss *= _FORGET
-        self._landed *= _FORGET
+        self._table[f"{self._prefix}.loss"][:] *= FORGET
+        self._table[f"{self._prefix}.landed"][:] *= FORGET
+        self._loss *= FORGET
+        self._landed *= FORGET
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""
@@ -181,6 +184,11 @@ class Stack:
         grams[slots, bucket] = self._discount * grams[slots, bucket] + gram[own]
         crosses[slots, bucket] = self._discount * crosses[slots, bucket] + cross[own]
 
+    def settle(self, index: int) -> None:
+        """Solve now and then; `index` is the bucket's, so that a replay does it alike."""
+        if index % _SOLVE_EVERY == 0:
+            self.solve()
+
     def solve(self) -> None:
         """Turn what was learned into weights."""
         m = len(self._start)
@@ -188,8 +196,8 @@ class Stack:
             mean = self._gram[bucket] / self._landed[bucket]
             scale = mean + (self._ridge * np.trace(mean) / m + 1e-9) * np.eye(m)
             solved = np.linalg.solve(
-                self._gram[bucket] + self._prior / 4 * scale,
-                self._cross[bucket] + self._prior / 4 * scale @ self._start,
+                self._gram[bucket] + _POOLED * self._prior * scale,
+                self._cross[bucket] + _POOLED * self._prior * scale @ self._start,
             )
             self._weight[bucket] = self._admissible(solved)
             grams = self._column("gram")[:, bucket].astype(np.float64)
@@ -217,11 +225,11 @@ class Stack:
 
     def forget(self) -> None:
         """Keep a tenth of the evidence."""
-        self._column("gram")[:] *= _FORGET
-        self._column("cross")[:] *= _FORGET
-        self._gram *= _FORGET
-        self._cross *= _FORGET
-        self._landed *= _FORGET
+        self._column("gram")[:] *= FORGET
+        self._column("cross")[:] *= FORGET
+        self._gram *= FORGET
+        self._cross *= FORGET
+        self._landed *= FORGET
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""
@@ -247,6 +255,7 @@ class Fusion:
     """Exponential weights and a stack on top of them, averaged."""
 
     def __init__(self, table: KeyTable, prefix: str, experts: int, buckets: int) -> None:
+        self._buckets = buckets
         self._exponential = ExponentialWeights(table, prefix, experts, buckets)
         start = np.zeros(experts)
         self._stack = Stack(
@@ -278,28 +287,55 @@ class Fusion:
         self._stack.learn(bucket, slots, deviation, (truth - anchor) / spread)
 
     def settle(self, index: int) -> None:
-        """Solve the regressions now and then; `index` is the bucket's, so replay does it alike."""
-        if index % _SOLVE_EVERY == 0:
-            self._stack.solve()
+        """Solve the regressions now and then."""
+        self._stack.settle(index)
 
-    def fuse(
-        self, slots: Slots, predictions: Sequence[Float64], bucket: Int64
-    ) -> tuple[Float64, Float64]:
-        """The fused path (B, H) and the weights (M, B, H) that the experts had in it.
+    def fuse(self, slots: Slots, predictions: Sequence[Float64], bucket: Int64) -> Float64:
+        """The fused path (B, H).
 
         Args:
             slots: which keys.
             predictions: M arrays (B, H) or (B, 1), NaN for no opinion.
             bucket: (H,) the horizon bucket of each step.
         """
-        weight = in_effect(predictions, self._exponential.weights(slots)[:, :, bucket])
-        stacked = self._stack.weights(slots)[:, :, bucket]
-        stacked *= [np.broadcast_to(~np.isnan(p), stacked.shape[1:]) for p in predictions]
-        weight = weight * (1 - stacked.sum(axis=0) / 2) + stacked / 2
-        path = np.zeros(weight.shape[1:])
-        for prediction, share in zip(predictions, weight, strict=True):
-            path += share * np.nan_to_num(prediction)
-        return path, weight
+        shape = (4, *_shape(predictions, bucket))
+        # Sums over the experts of weight x path and of weights: of the flat ones by bucket.
+        flat, steep = np.zeros((*shape[:2], self._buckets)), np.zeros(shape)
+        for prediction, weights in zip(predictions, self._both(slots), strict=True):
+            known = ~np.isnan(prediction)
+            path = np.where(known, prediction, 0.0)
+            is_flat = prediction.shape[1] == 1
+            sums = flat if is_flat else steep
+            for i, weight in enumerate(weights):
+                heard = (weight if is_flat else weight[:, bucket]) * known
+                sums[2 * i] += heard * path
+                sums[2 * i + 1] += heard
+        steep += flat[:, :, bucket]
+        total, mass, bent, bend = steep
+        fused: Float64 = total / np.maximum(mass, _NO_MASS) * (1 - bend / 2) + bent / 2
+        return fused
+
+    def mean_weights(self, slots: Slots, predictions: Sequence[Float64], bucket: Int64) -> Float64:
+        """The weights (M, B) that `fuse` gives to these predictions, averaged over the horizon.
+
+        None without an opinion, and one in total.
+        """
+        mass, bend = np.zeros((2, *_shape(predictions, bucket)))
+        both = list(self._both(slots))
+        opinions = [~np.isnan(prediction) for prediction in predictions]
+        for known, (weight, share) in zip(opinions, both, strict=True):
+            mass += weight[:, bucket] * known
+            bend += share[:, bucket] * known
+        part = (1 - bend / 2) / np.maximum(mass, _NO_MASS)
+        means = [
+            ((weight[:, bucket] * part + share[:, bucket] / 2) * known).mean(axis=1)
+            for known, (weight, share) in zip(opinions, both, strict=True)
+        ]
+        return np.stack(means)
+
+    def _both(self, slots: Slots) -> Iterator[tuple[Float64, Float64]]:
+        """Of each expert, its exponential weights and its weights in the stack, (B, G) each."""
+        return zip(self._exponential.weights(slots), self._stack.weights(slots), strict=True)
 
     def weights(self, slots: Slots) -> Float64:
         """The weights (M, B, G) that experts have where all have an opinion."""
@@ -341,12 +377,9 @@ def fuse(predictions: Sequence[Float64], weights: Float64) -> Float64:
         known = ~np.isnan(prediction)
         total += weight * np.where(known, prediction, 0.0)
         mass += weight * known
-    return total / np.maximum(mass, 1e-12)
+    return total / np.maximum(mass, _NO_MASS)
 
 
-def in_effect(predictions: Sequence[Float64], weights: Float64) -> Float64:
-    """The weights (M, B, H) that `fuse` gives these predictions: zero for those without opinion."""
-    shape = weights.shape[1:]
-    heard: Float64 = weights * [np.broadcast_to(~np.isnan(p), shape) for p in predictions]
-    heard /= np.maximum(heard.sum(axis=0), 1e-12)
-    return heard
+def _shape(predictions: Sequence[Float64], bucket: Int64) -> tuple[int, int]:
+    """(B, H)."""
+    return len(predictions[0]), len(bucket)

@@ -52,16 +52,16 @@ def windows(values: Float64, level: Float64, spread: Float64, errors: Float32) -
         values: (B, C) the newest closed buckets, NaN where missing; C at most T.
         level: (B,) of the key.
         spread: (B,) of its values.
-        errors: (B, T, 2) landed one-step and last-step errors in expected errors, oldest first.
+        errors: (B, T) landed one-step errors in expected errors, oldest first.
     """
-    b, t = errors.shape[:2]
+    b, t = errors.shape
     out = np.zeros((b, t, CHANNELS), np.float32)
     values = values[:, -t:]
     known = ~np.isnan(values)
     scaled = np.clip((values - level[:, None]) / spread[:, None], -6, 6)
     out[:, t - values.shape[1] :, 0] = np.where(known, scaled, 0)
     out[:, t - values.shape[1] :, 1] = known
-    out[:, :, 2:] = errors
+    out[:, :, 2] = errors
     return out
 
 

@@ -10,7 +10,7 @@ gets depends on the log alone.
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -226,6 +226,18 @@ class KeyTable:
 
 def _grown(capacity: int) -> int:
     return capacity + capacity // 2
+
+
+class Part(Protocol):
+    """Anything that keeps state outside of the table."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """That state; views: copy before writing."""
+        ...
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take `arrays` back."""
+        ...
 
 
 def nested(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

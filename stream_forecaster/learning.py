@@ -241,9 +241,12 @@ class Learner:
 
     # -- learn -----------------------------------------------------------------------------------
 
-    def due(self, index: int) -> bool:
-        """Is it time to draw samples and train? `index` is the closed bucket's."""
-        return index % self._pace.every == 0 and not self.quiet
+    def due(self, index: int, *, lifted: bool = False) -> bool:
+        """Is it time to draw samples and train? `index` is the closed bucket's.
+
+        `lifted`: after a drift it is so after every bucket.
+        """
+        return (lifted or index % self._pace.every == 0) and not self.quiet
 
     def draw(self, resolution: int, index: int, live: Int64) -> Int64:
         """Slots to take samples of, drawn from `live`."""

@@ -1,8 +1,7 @@
 """The network as the pool of one resolution sees it: what is kept of each key, and what it says.
 
-Per key there is a ring of landed errors, the newest state of each resolution's encoder, and the
-states as they were when this resolution last closed a bucket: a forecast that is published later,
-at a finer hop, is the one that was issued then.
+Per key there is a ring of landed errors and the newest state of the resolution's encoder, which the
+decoders of all resolutions read.
 """
 
 from collections.abc import Mapping
@@ -29,7 +28,6 @@ Slots = Int64 | slice
 
 ABSOLUTE, RESIDUAL = "lstm", "lstm_residual"
 """The experts that the network is: a path of its own, and a corrected pool's."""
-ONE_STEP, LAST_STEP = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +51,34 @@ class View:
     path: Float64
     unit: Float64
 
+    def of(self, rows: Int64) -> "View":
+        """The same of some of its keys, of which slots are told one by one."""
+        slots = self.slots
+        return View(
+            rows + slots.start if isinstance(slots, slice) else slots[rows],
+            self.index,
+            self.ahead,
+            {name: said[rows] for name, said in self.predictions.items()},
+            {name: loss[rows] for name, loss in self.losses.items()},
+            self.path[rows],
+            self.unit[rows],
+        )
+
+
+class Seats:
+    """The resolutions at a shard's network, finest first; filled while the shard is built."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.all: list[Lstm] = []
+
 
 class Lstm:
     """One resolution's share of the network."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  (everything that the network is told of)
+    def __init__(
         self,
-        seats: "list[Lstm]",
-        learner: Learner,
+        seats: Seats,
         table: KeyTable,
         calendar: Calendar,
         window: Window,
@@ -70,64 +88,85 @@ class Lstm:
         """Add this resolution's columns to `table`, and itself to `seats`.
 
         Args:
-            seats: those of all resolutions, finest first; filled while the shard is built.
-            learner: the shard's network.
+            seats: those of all resolutions.
             table: the shard's.
             calendar: of the input's time zone.
             window: the pool's.
             spread: of the keys' values, the pool's.
             settings: all of them.
         """
-        self._seats, self._learner, self._table = seats, learner, table
+        self._seats, self._learner, self._table = seats.all, seats.learner, table
         self._window, self._spread = window, spread
         self._times = Timetable(calendar, window.step_ms)
         self._is_count = settings.input.aggregate == "count"
         self._length = inputs.window_length(window.context)
-        self._resolution = len(seats)
+        self._resolution = len(seats.all)
         self._name = f"lstm.{window.step_ms}"
         self._levels = _between(settings.output.quantiles)
-        seats.append(self)
-        resolutions = len(settings.resolutions)
-        table.add(f"{self._name}.errors", (self._length, 2), dtype=np.float16)
-        table.add(f"{self._name}.state", (STATE,), dtype=np.float32, fill=np.nan)
-        table.add(f"{self._name}.states", (resolutions, STATE), dtype=np.float32, fill=np.nan)
+        self._most = settings.model.network_keys
+        seats.all.append(self)
+        table.add(f"{self._name}.errors", (self._length,), dtype=np.float16)
+        table.add(f"{self._name}.asked", dtype=np.bool_)
+        # States lie between -1 and 1.
+        table.add(f"{self._name}.state", (STATE,), dtype=np.float16, fill=np.nan)
 
     @property
     def shares(self) -> Float64:
         """(2,) how much of the absolute and of the residual path the fusion begins with."""
         return self._learner.shares[self._resolution, ::-1].copy()
 
-    def open(self, index: int) -> None:
-        """Bucket `index` closes: no error has landed in it yet."""
-        self._column("errors")[:, index % self._length] = 0
+    def note(self, index: int, slots: Int64, error: Float64) -> None:
+        """One-step errors (B,) that landed in bucket `index`, in expected errors."""
+        self._column("errors")[slots, index % self._length] = np.clip(error, -8, 8)
 
-    def note(self, index: int, which: int, slots: Int64, error: Float64) -> None:
-        """Errors (B,) that landed in bucket `index`, in expected errors.
+    def look(self, live: Int64) -> None:
+        """Encode the windows of keys, which have just moved on; decide who is answered for."""
+        if not self._learner.speaks:
+            return
+        slots = self._turn(live)
+        self._table[f"{self._name}.asked"][:] = False
+        self._table[f"{self._name}.asked"][slots] = True
+        self._encode(slots)
 
-        `which` is ONE_STEP or LAST_STEP.
-        """
-        self._column("errors")[slots, index % self._length, which] = np.clip(error, -8, 8)
+    def _turn(self, live: Int64) -> Int64:
+        """Whose turn it is, of `live` (B,): all, or the most active ones and others in turn."""
+        if not self._most or len(live) <= self._most:
+            return live
+        activity = np.nan_to_num(np.abs(self._window.moving_average(live)))
+        order = np.argsort(-activity, kind="stable")
+        first = self._most - self._most // 2
+        rest = np.sort(order[first:])
+        begin = (self._window.closed - 1) * (self._most // 2)
+        others = rest[(begin + np.arange(self._most // 2)) % len(rest)]
+        turn: Int64 = live[np.sort(np.concatenate([order[:first], others]))]
+        return turn
 
-    def encode(self, slots: Int64) -> None:
-        """Encode the windows of `slots`, which have just moved on, and note all states."""
-        if not self._learner.speaks or not len(slots):
+    def _encode(self, slots: Int64) -> None:
+        if not len(slots):
             return
         window, statistics, present = self._inputs(slots)
         state = self._learner.encode(self._resolution, window, statistics)
         self._column("state")[slots] = np.where(present[:, None], state, np.nan)
-        states = self._column("states")
-        for i, seat in enumerate(self._seats):
-            states[slots, i] = seat._column("state")[slots]  # noqa: SLF001  (its own class)
 
     def answer(self, view: View) -> tuple[Float64, Float64, Float64]:
-        """Absolute and residual path (B, H), and quantiles (B, H, Q) at the settings' levels."""
-        if not self._learner.speaks:
-            silence = np.full((*view.path.shape, len(self._levels[0])), np.nan)
-            return silence[..., 0], silence[..., 0], silence
-        states = self._column("states")[view.slots]
+        """Absolute and residual path (B, H), and quantiles (B, H, Q) at the settings' levels.
+
+        NaN of keys whose turn it is not.
+        """
+        asked = np.flatnonzero(self._table[f"{self._name}.asked"][view.slots])
+        if len(asked) == len(view.path):
+            return self._answer(view)
+        shape = (*view.path.shape, len(self._levels[0]))
+        absolute, residual, quantiles = (np.full(s, np.nan) for s in (shape[:2], shape[:2], shape))
+        if len(asked):
+            absolute[asked], residual[asked], quantiles[asked] = self._answer(view.of(asked))
+        return absolute, residual, quantiles
+
+    def _answer(self, view: View) -> tuple[Float64, Float64, Float64]:
+        states = [seat._column("state")[view.slots] for seat in self._seats]  # noqa: SLF001  (its own class)
         told = self._steps(view)
         residual, absolute, quantiles = self._learner.answer(
-            self._resolution, states, told, view.ahead
+            self._resolution, np.stack(states, axis=1).astype(np.float32), told, view.ahead
         )
         low, high, part = self._levels
         between = quantiles[..., low] * (1 - part) + quantiles[..., high] * part
@@ -138,14 +177,21 @@ class Lstm:
             view.path[..., None] + unit[..., None] * between,
         )
 
-    def due(self, index: int) -> Int64 | None:
-        """Slots to take samples of after bucket `index`; None if it is not time to learn."""
-        if not self._learner.due(index):
+    def due(self, index: int, *, lifted: bool) -> Int64 | None:
+        """Slots to take samples of after bucket `index`; None if it is not time to learn.
+
+        `lifted`: it is after every bucket, since a drift was detected.
+        """
+        if not self._learner.due(index, lifted=lifted):
             return None
         return self._learner.draw(self._resolution, index, np.flatnonzero(self._table.live))
 
     def land(self, index: int, truth: Float64) -> None:
-        """Bucket `index` has closed with `truth` (K,): labels for the samples that forecast it."""
+        """Bucket `index` has closed with `truth` (K,): labels for the samples that forecast it.
+
+        No error has landed in it yet: `note` comes after.
+        """
+        self._column("errors")[:, index % self._length] = 0
         self._learner.land(self._resolution, index, truth, self._window.first())
 
     def learn(self, view: View) -> None:
@@ -198,7 +244,7 @@ class Lstm:
             ),
         }
 
-    def _column(self, name: str) -> NDArray[np.float32]:
+    def _column(self, name: str) -> NDArray[np.float16]:
         return self._table[f"{self._name}.{name}"]
 
 

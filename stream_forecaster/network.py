@@ -43,8 +43,8 @@ CANDIDATES = (
 """Experts whose paths the decoder sees; one that a resolution lacks is masked."""
 PATCH = 4
 """Buckets that the encoder reads at a time."""
-CHANNELS = 4
-"""Value, is it there, landed one-step error, landed last-step error."""
+CHANNELS = 3
+"""Value, is it there, landed one-step error."""
 STATISTICS = 14
 CLUES = 12
 """Numbers known of every step beside the experts' paths and their landed losses."""
@@ -55,6 +55,7 @@ STATE = 32
 _HIDDEN, _WIDTH = 48, 48
 _BOUND = 3.0
 """The most that a correction amounts to, in expected errors."""
+_LARGEST_LOGIT = 30.0
 _MIDDLE = LEVELS.index(0.5)
 # A normal distribution whose mean absolute value is one: where the widths begin.
 _NORMAL = [NormalDist().inv_cdf(level) * 1.2533 for level in LEVELS]
@@ -136,9 +137,10 @@ class Decoder(nn.Module):
         hidden = functional.gelu(self.step(told) + context[:, steps.bucket])  # (B, H, W)
         hidden = hidden + functional.gelu(self.mix(hidden))
         mixture, offset, gaps = self.out(hidden).split([m + 1, 3, len(LEVELS) - 1], 2)
-        weight = mixture[..., :m].masked_fill(~known, -1e9)
-        weight = torch.cat([weight, mixture[..., m:]], 2).softmax(2)  # (B, H, M + 1)
-        middle = (weight[..., :m] * paths).sum(2)  # (B, H); the pool's own path is 0
+        # Softmax over them and the pool, whose own path is 0, in a third of its time.
+        logits = mixture[..., :m] - mixture[..., m:]
+        weight = logits.clamp(max=_LARGEST_LOGIT).exp() * known  # (B, H, M)
+        middle = (weight * paths).sum(2) / (weight.sum(2) + 1)  # (B, H)
         residual, absolute, median = (_BOUND * torch.tanh(offset / _BOUND)).unbind(2)
         gaps = self.base * functional.softplus(gaps + 0.5413)  # 1 at 0
         above = gaps[..., _MIDDLE:].cumsum(2)

@@ -5,20 +5,13 @@ Theory of operation. Everything happens when a bucket closes, in this order:
 1. *score*: the closed values are the truth for forecasts issued 1, 2, 3, 6, 12, ... buckets ago;
 2. *learn*: the landed losses move the fusion's weights and the calibration's quantiles, and the
    experts take in the values;
-3. *issue*: every key is forecast anew, and what was said is kept until its time comes.
+3. *issue*: every key is forecast anew, and what is said is kept until its time comes (`due`).
 
-So a forecast is only ever judged by data that it has not seen. What is kept until it lands are the
-experts' and the fused forecasts at G representative horizons. Horizon buckets end at 1, 2, 4, ...
-H, and each is represented by its middle, h[g]: learning from all its steps is no better, and from
-its last one clearly worse. Of bucket g exactly h[g] forecasts are under way, in a ring: what was
-issued at bucket i sits at i % h[g], and is read, h[g] buckets later, just before it is overwritten.
-
-    bucket closed   7   8   9  10  11        h[g] = 4
-    issued at       7   8   9  10  11        ring position  3 0 1 2 3
-    lands at       11  12  13  14  15        11 % 4 = 3: reads what 7 said, then writes what 11 says
+So a forecast is only ever judged by data that it has not seen. Between saying and keeping, the
+resolutions agree on their means (`scales`): what is kept and judged is what is published.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,26 +19,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_forecaster import experts
+from stream_forecaster.agreement import moved_along
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.calibration import Calibration, Mixture
 from stream_forecaster.config import Resolution, Settings
 from stream_forecaster.drift import Drift
+from stream_forecaster.due import Due, Landed, Said
 from stream_forecaster.fusion import Fusion, Stack
-from stream_forecaster.keys import KeyTable, nested, under
-from stream_forecaster.learning import Learner
-from stream_forecaster.lstm import ABSOLUTE, LAST_STEP, ONE_STEP, RESIDUAL, Lstm, View
+from stream_forecaster.keys import KeyTable, Part, nested, under
+from stream_forecaster.lstm import ABSOLUTE, RESIDUAL, Lstm, Seats, View
 from stream_forecaster.scoring import NAIVE, PUBLISHED, Score, central_intervals
 from stream_forecaster.spread import Spread
+from stream_forecaster.standing import Statement
 from stream_forecaster.windows import Window
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+Slots = Int64 | slice
 
 _CHUNK = 4096
 """Slots handled at once: bounds the temporaries and keeps them in the cache."""
 _MOVED = 0.1
 """A forecast has moved when it differs by so many of its own expected errors."""
 _QUALITY_DISCOUNT = 0.98
+_KEPT = 8
+"""Forecasts of a horizon bucket that are kept until they land."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,39 +71,78 @@ class Paths:
     weights: Float64
     experts: tuple[str, ...]
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Paths]") -> "Paths":
+        """The paths of all their keys, which were issued together."""
+        first = parts[0]
+
+        def all_of(name: str) -> Float64:
+            return np.concatenate([getattr(part, name) for part in parts])
+
+        return cls(
+            first.step_ms,
+            first.start_ms,
+            first.end_ms,
+            all_of("mean"),
+            all_of("quantiles"),
+            all_of("moving_average"),
+            all_of("level"),
+            all_of("weights"),
+            first.experts,
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """What is said of B keys, H steps."""
+class Opinion:
+    """What one resolution by itself thinks of B keys' next H steps.
 
-    predictions: list[Float64]  # of all forecasters but the published: (B, H) or (B, 1)
-    pooled: Float64  # (B, H) the experts fused
-    fused: Float64  # (B, H) and the network's paths with them: what is published
-    quantiles: Float64  # (B, H, Q)
-    outside: Float64 | None  # (B, H, Q) the network's quantiles
-    weights: Float64  # (M, B, H)
+    Attributes:
+        slots: which keys.
+        bucket: (H,) the horizon bucket of each step.
+        predictions: of the M forecasters, the network's last: (B, H), or (B, 1) if flat.
+        pooled: (B, H) the experts fused.
+        mean: (B, H) and the network's paths with them.
+        outside: (B, H, Q) the network's quantiles; None without one.
+    """
+
+    slots: Slots
+    bucket: Int64
+    predictions: Sequence[Float64]
+    pooled: Float64
+    mean: Float64
+    outside: Float64 | None
+
+    def of(self, rows: Int64, slots: Int64) -> "Opinion":
+        """The same of some of its keys: `rows` of these arrays, `slots` of the table."""
+        return Opinion(
+            slots,
+            self.bucket,
+            [prediction[rows] for prediction in self.predictions],
+            self.pooled[rows],
+            self.mean[rows],
+            None if self.outside is None else self.outside[rows],
+        )
+
+    def at(self, ahead: Int64) -> "Opinion":
+        """The same at some steps, (G,) counted from 1."""
+        steps = ahead - 1
+        return Opinion(
+            self.slots,
+            self.bucket[steps],
+            [p if p.shape[1] == 1 else p[:, steps] for p in self.predictions],
+            self.pooled[:, steps],
+            self.mean[:, steps],
+            None if self.outside is None else self.outside[:, steps],
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Landed:
-    """Forecasts of horizon bucket `bucket` whose truth is known, of slots (B,)."""
+class Closed:
+    """What closing a bucket came to: what landed, was a drift detected, and the values (K,)."""
 
-    bucket: int
-    slots: Int64
-    truth: Float64  # (B,)
-    predictions: Float64  # (M, B)
-    pooled: Float64  # (B,)
-    fused: Float64  # (B,)
-    quantiles: Float64  # (B, Q)
-    outside: Float64  # (B, Q), empty without a network
-
-
-class Network:
-    """What the pools of a shard share: the learner, and each resolution's seat at it."""
-
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
-        self.seats: list[Lstm] = []
+    score: Score
+    drifted: bool
+    truth: Float64
 
 
 class Pool:
@@ -117,7 +154,7 @@ class Pool:
         calendar: Calendar,
         resolution: Resolution,
         settings: Settings,
-        network: Network | None = None,
+        seats: Seats | None = None,
     ) -> None:
         """Add the columns of this resolution to `table`.
 
@@ -126,7 +163,7 @@ class Pool:
             calendar: of the input's time zone.
             resolution: which.
             settings: all of them.
-            network: the shard's; None: the experts alone.
+            seats: at the shard's network; None: the experts alone.
         """
         self.resolution = resolution
         self.window = Window(
@@ -150,17 +187,26 @@ class Pool:
         self._names = tuple(expert.name for expert in self._experts)
         ends, self._horizons = horizon_buckets(resolution.horizon)
         self._bucket = np.searchsorted(ends, np.arange(1, resolution.horizon + 1))
-        self._ring = np.concatenate([[0], np.cumsum(self._horizons)])
         self._name = f"pool.{resolution.step_ms}"
-        buckets = len(self._horizons)
         self._spread = Spread(table, self._name)
-        self._fusion = Fusion(table, self._name, len(self._experts), buckets)
+        self._drift = Drift()
+        self._add_fusion(seats, settings)
+        self._add_calibration(has_network=seats is not None)
+        add = table.add
+        add(f"{self._name}.sent", (len(self._horizons),), dtype=np.float32, fill=np.nan)
+        add(f"{self._name}.quality", (4,), dtype=np.float32)  # |error|, naive's, covered, weight
+        add(f"{self._name}.surprise", dtype=np.float32)
+
+    def _add_fusion(self, seats: Seats | None, settings: Settings) -> None:
+        buckets = len(self._horizons)
+        self._fusion = Fusion(self._table, self._name, len(self._experts), buckets)
         self._lstm: Lstm | None = None
-        if network is not None:
-            learner, seats = network.learner, network.seats
-            self._lstm = Lstm(seats, learner, table, calendar, self.window, self._spread, settings)
+        if seats is not None:
+            self._lstm = Lstm(
+                seats, self._table, self._calendar, self.window, self._spread, settings
+            )
             self._final = Stack(
-                table,
+                self._table,
                 f"{self._name}.final",
                 buckets,
                 self._lstm.shares,
@@ -168,24 +214,24 @@ class Pool:
                 prior=300.0,
                 convex=True,
             )
-        self._calibration = Calibration(
-            table, self._name, self._levels, buckets, is_count=self._is_count
-        )
+
+    def _add_calibration(self, *, has_network: bool) -> None:
+        table, name, levels = self._table, self._name, self._levels
+        buckets, is_count = len(self._horizons), self._is_count
+        self._calibration = Calibration(table, name, levels, buckets, is_count=is_count)
         self._mixture = Mixture(
-            table,
-            self._name,
-            self._levels,
-            buckets,
-            network=network is not None,
-            is_count=self._is_count,
+            table, name, levels, buckets, network=has_network, is_count=is_count
         )
-        self._drift = Drift()
-        said = len(self.experts) + 2 + len(self._levels) * (1 + (network is not None))
-        add = table.add
-        add(f"{self._name}.due", (self._ring[-1], said), dtype=np.float32, fill=np.nan)
-        add(f"{self._name}.sent", (buckets,), dtype=np.float32, fill=np.nan)
-        add(f"{self._name}.quality", (4,), dtype=np.float32)  # |error|, naive's, covered, weight
-        add(f"{self._name}.surprise", dtype=np.float32)
+        self._due = Due(
+            table,
+            name,
+            self._horizons,
+            forecasters=len(self.experts),
+            levels=len(levels),
+            network=has_network,
+            whole=is_count,
+            most=_KEPT,
+        )
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -206,15 +252,18 @@ class Pool:
         """A score of nothing."""
         return Score.zero(self.forecasters, self._horizons.tolist(), self._levels)
 
-    def close(self) -> tuple[Score, bool]:
-        """Close one bucket: score, learn, issue. Returns the score and if a drift was detected."""
+    # -- score and learn -------------------------------------------------------------------------
+
+    def close(self) -> Closed:
+        """Close one bucket: score and learn. What is said next is for `issue`."""
         index = self.window.closed
         truth = self.window.close()
-        landed = list(self._landed(index, truth))
-        score = self._score(landed)
-        drifted = self._learn(index, truth, landed)
-        self._issue(index)
-        return score, drifted
+        landed = list(self._due.land(index, truth))
+        score = self.no_score()
+        for group in landed:
+            points = np.concatenate([group.said.mean[None], group.said.predictions])
+            score.land(group.bucket, group.truth, points, group.said.quantiles.T)
+        return Closed(score, self._learn(index, truth, landed), truth)
 
     def skip(self, until: int) -> None:
         """Close all buckets before `until` at once as silent; what would land there is not scored.
@@ -222,46 +271,235 @@ class Pool:
         For a silence longer than is remembered, after its open buckets were closed one by one.
         """
         self.window.skip(until)
-        self._column("due")[:] = np.nan
+        self._due.forget()
 
-    def paths(self, slots: Int64) -> Paths:
-        """The forecast of slots (B,) issued at the newest closed bucket."""
-        index, horizon = self.window.closed - 1, self.resolution.horizon
-        mean = np.empty((len(slots), horizon))
-        quantiles = np.empty((len(slots), horizon, len(self._levels)))
-        weights = np.empty((len(slots), len(self.experts)))
-        for rows in _chunks(len(slots)):
-            said = self._say(slots[rows], index, np.arange(1, horizon + 1), self._bucket)
-            mean[rows], quantiles[rows] = said.fused, said.quantiles
-            weights[rows] = said.weights.mean(axis=2).T
+    def _learn(self, index: int, truth: Float64, landed: list[Landed]) -> bool:
+        spreads, losses = self._spread(), []
+        if self._lstm:
+            self._lstm.land(index, truth)
+        for group in landed:
+            self._learn_weights(index, group, spreads[group.slots])
+            loss = self._learn_quantiles(group, spreads[group.slots])
+            if len(loss):
+                losses.append(float(np.mean(loss)))
+        self._note_quality(landed[0])
+        self._spread.learn(truth)
+        self._fusion.settle(index)
+        if self._lstm:
+            self._final.settle(index)
+        for expert in self._experts:
+            expert.learn(index, truth)
+        drifted = bool(losses) and self._drift.update(float(np.mean(losses)))
+        if drifted:
+            self._fusion.forget()
+            self._calibration.forget()
+            self._mixture.forget()
+        return drifted
+
+    def _learn_weights(self, index: int, group: Landed, spread: Float64) -> None:
+        """Of the experts, then of the network, which is also told of the pool's errors."""
+        said, m = group.said, len(self._names)
+        self._fusion.learn(group.bucket, group.slots, said.predictions[:m], group.truth, spread)
+        if not self._lstm:
+            return
+        missed = group.truth - said.pooled
+        deviation = np.nan_to_num(said.predictions[m:] - said.pooled)
+        self._final.learn(group.bucket, group.slots, deviation / spread, missed / spread)
+        if group.bucket == 0:
+            path, bucket = said.pooled[:, None], np.array([group.bucket])
+            unit = self.expected_error(group.slots, path, bucket)[:, 0]
+            self._lstm.note(index, group.slots, missed / unit)
+
+    def _learn_quantiles(self, group: Landed, spread: Float64) -> Float64:
+        """The mixture, by what its members would say today; then the tracked quantiles.
+
+        Returns the residuals (B,) without their sign, in calibration's units.
+        """
+        said, slots = group.said, group.slots
+        path, bucket = said.mean[:, None], np.array([group.bucket])
+        unit = self._calibration.unit(said.mean, spread)
+        size = self._calibration.expected_error(slots, path, spread, bucket)
+        tracked = self._calibration.quantiles(path, size, bucket)[:, 0]
+        members = tracked, said.outside.T if self._lstm else None
+        self._mixture.learn(group.bucket, slots, group.truth, members, size[:, 0])
+        residual = group.truth - said.mean
+        self._calibration.learn(group.bucket, slots, residual, unit)
+        loss: Float64 = np.abs(residual) / unit
+        return loss
+
+    def _note_quality(self, group: Landed) -> None:
+        """One step ahead: errors, coverage and surprise of each key."""
+        quality, said = self._column("quality"), group.said
+        residual = group.truth - said.mean
+        error = np.abs(residual)
+        naive = np.abs(group.truth - said.predictions[self.experts.index(NAIVE)])
+        naive = np.where(np.isnan(naive), error, naive)  # nothing said, nothing lost
+        inside = np.full(len(error), np.nan)
+        if 0.8 in (intervals := central_intervals(self._levels)):
+            low, high = said.quantiles[list(intervals[0.8])]
+            inside[:] = (low <= group.truth) & (group.truth <= high)
+        news = np.stack([error, naive, inside, np.ones_like(error)], axis=1)
+        quality[group.slots] = _QUALITY_DISCOUNT * quality[group.slots] + news
+        self._column("surprise")[group.slots] = residual / said.unit
+
+    # -- issue -----------------------------------------------------------------------------------
+
+    def issue(self) -> None:
+        """Forecast every live key by this resolution alone, and keep what is said."""
+        self.look()
+        for rows in chunks(self._table.size):
+            opinion = self.think(rows, self._horizons)
+            self.keep(rows, opinion, opinion.mean)
+        self.train()
+
+    def look(self) -> None:
+        """Let the network look at the bucket just closed; before anyone thinks."""
+        if self._lstm:
+            self._lstm.look(np.flatnonzero(self._table.live))
+
+    def think(self, slots: Slots, ahead: Int64 | None = None) -> Opinion:
+        """What is to be said of `slots` (B,), `ahead` (H,) steps after the newest closed bucket."""
+        index = self.window.closed - 1
+        ahead = self._ahead if ahead is None else ahead
+        bucket = self._bucket[ahead - 1]
+        predictions = [expert.predict(slots, index, ahead) for expert in self._experts]
+        pooled = self._fusion.fuse(slots, predictions, bucket)
+        outside, mean = None, pooled
+        if self._lstm:
+            view = self._view(slots, ahead, predictions, pooled)
+            absolute, residual, outside = self._lstm.answer(view)
+            predictions += [absolute, residual]
+            share = self._final.weights(slots)[:, :, bucket]  # (2, B, H)
+            mean = pooled + share[0] * np.nan_to_num(absolute - pooled)
+            mean += share[1] * np.nan_to_num(residual - pooled)
+        if self._is_count:
+            mean = np.maximum(mean, 0.0)
+        return Opinion(slots, bucket, predictions, pooled, mean, outside)
+
+    def keep(self, rows: slice, opinion: Opinion, mean: Float64) -> None:
+        """Keep what is said of `rows`, at G or all H steps, until its time comes.
+
+        Args:
+            rows: whose opinion it is.
+            opinion: of this resolution.
+            mean: (B, G or H) what is published, after all resolutions have agreed.
+        """
+        if mean.shape[1] != len(self._horizons):
+            opinion, mean = opinion.at(self._horizons), mean[:, self._horizons - 1]
+        predictions = np.empty((len(opinion.predictions), *mean.shape))
+        for i, prediction in enumerate(opinion.predictions):
+            predictions[i] = prediction
+        quantiles = self.agreed(self._quantiles(opinion), opinion.mean, mean)
+        outside = quantiles[..., :0]
+        if opinion.outside is not None:
+            outside = moved_along(opinion.outside, opinion.mean, mean, is_count=self._is_count)
+        said = Said(
+            np.where(self._table.live[rows, None], mean, np.nan),
+            self.expected_error(opinion.slots, mean, opinion.bucket),
+            predictions,
+            opinion.pooled,
+            np.moveaxis(quantiles, 2, 0),
+            np.moveaxis(outside, 2, 0),
+        )
+        self._due.keep(rows, self.window.closed - 1, said)
+
+    def statement(self, opinion: Opinion) -> Statement:
+        """What an opinion comes to."""
+        return Statement(opinion.mean, self._quantiles(opinion), self._mean_weights(opinion))
+
+    def agreed(self, quantiles: Float64, mean: Float64, agreed: Float64) -> Float64:
+        """Quantiles (B, H, Q) around a mean (B, H), moved along as that became `agreed`."""
+        moved = moved_along(quantiles, mean, agreed, is_count=self._is_count)
+        return np.rint(moved, out=moved) if self._is_count else moved
+
+    def expected_error(self, slots: Slots, path: Float64, bucket: Int64 | None = None) -> Float64:
+        """(B, H) mean |residual| to expect of `path` (B, H)."""
+        bucket = self._bucket if bucket is None else bucket
+        return self._calibration.expected_error(slots, path, self._spread(slots), bucket)
+
+    def train(self) -> None:
+        """Take samples of what is known now and train the network, if it is time to."""
+        if not self._lstm:
+            return
+        slots = self._lstm.due(self.window.closed - 1, lifted=self.drifting)
+        if slots is None or not len(slots):
+            return
+        index, ahead = self.window.closed - 1, self._ahead
+        predictions = [expert.predict(slots, index, ahead) for expert in self._experts]
+        pooled = self._fusion.fuse(slots, predictions, self._bucket)
+        self._lstm.learn(self._view(slots, ahead, predictions, pooled))
+
+    def _quantiles(self, opinion: Opinion) -> Float64:
+        """(B, H, Q) around the opinion's mean."""
+        slots, mean, bucket = opinion.slots, opinion.mean, opinion.bucket
+        size = self.expected_error(slots, mean, bucket)
+        tracked = self._calibration.quantiles(mean, size, bucket)
+        return self._mixture.quantiles(slots, tracked, opinion.outside, size, bucket)
+
+    def _mean_weights(self, opinion: Opinion) -> Float64:
+        """(B, M) averaged over the horizon."""
+        slots, bucket = opinion.slots, opinion.bucket
+        heard = opinion.predictions[: len(self._names)]
+        weights = self._fusion.mean_weights(slots, heard, bucket)
+        if self._lstm:
+            share = self._final.weights(slots)[:, :, bucket].mean(axis=2)
+            share *= ~np.isnan([path[:, 0] for path in opinion.predictions[-2:]])
+            weights = np.concatenate([weights * (1 - share.sum(axis=0)), share])
+        return weights.T
+
+    def _view(
+        self, slots: Slots, ahead: Int64, predictions: Sequence[Float64], pooled: Float64
+    ) -> View:
+        bucket = self._bucket[ahead - 1]
+        loss = self._fusion.losses(slots)  # (B, G, M)
+        relative = np.log((loss + 1e-6) / (loss.min(axis=2, keepdims=True) + 1e-6))
+        relative = np.minimum(relative, 3.0)[:, bucket]  # (B, H, M)
+        return View(
+            slots,
+            self.window.closed - 1,
+            ahead,
+            dict(zip(self._names, predictions, strict=True)),
+            {name: relative[:, :, i] for i, name in enumerate(self._names)},
+            pooled,
+            self.expected_error(slots, pooled, bucket),
+        )
+
+    # -- publish ---------------------------------------------------------------------------------
+
+    def paths(self, slots: Int64, said: Statement) -> Paths:
+        """The forecast of `slots` (B,): what is said of them, after all resolutions have agreed."""
+        index, step_ms, start = (
+            self.window.closed - 1,
+            self.resolution.step_ms,
+            self._calendar.start,
+        )
         fast = self._experts[self._names.index("ewma_fast")]
-        step_ms = self.resolution.step_ms
         return Paths(
             step_ms,
-            int(self._calendar.start(index + 1, step_ms)),
-            int(self._calendar.start(index + 1 + horizon, step_ms)),
-            mean,
-            quantiles,
+            int(start(index + 1, step_ms)),
+            int(start(index + 1 + self.resolution.horizon, step_ms)),
+            said.mean,
+            said.quantiles,
             self.window.moving_average(slots),
             fast.predict(slots, index, np.array([1]))[:, 0],
-            weights,
+            said.weights,
             self.experts,
         )
 
-    def moved(self) -> NDArray[np.bool_]:
-        """(K,) whose forecast differs from the one last sent by more than a tenth of its error."""
-        now, sent = self._issued(), self._column("sent")
-        expected = np.empty(now.shape)
-        for rows in _chunks(len(now)):
-            expected[rows] = self._expected_error(rows, now[rows], np.arange(now.shape[1]))
-        # Never sent is NaN and counts as moved; not issued yet (a newcomer) cannot have moved.
-        moved = ~(np.abs(now - sent) <= _MOVED * expected) & ~np.isnan(now)
+    def moved(self, slots: Slots, mean: Float64) -> NDArray[np.bool_]:
+        """(B,) whose mean (B, H) is not what was last sent, by a tenth of its expected error."""
+        now, bucket = mean[:, self._horizons - 1], np.arange(len(self._horizons))
+        unit = self.expected_error(slots, now, bucket)
+        # Never sent is NaN and counts as moved.
+        moved = ~(np.abs(now - self._column("sent")[slots]) <= _MOVED * unit)
         any_step: NDArray[np.bool_] = moved.any(axis=1)
         return any_step
 
-    def mark_sent(self, slots: Int64) -> None:
-        """Note that slots (B,) are published as they are now."""
-        self._column("sent")[slots] = self._issued()[slots]
+    def mark_sent(self, slots: Int64, mean: Float64) -> None:
+        """Note that the forecasts of slots (B,) are published, with these means (B, H)."""
+        self._column("sent")[slots] = mean[:, self._horizons - 1]
+
+    # -- look at ---------------------------------------------------------------------------------
 
     def quality(self, slots: Int64) -> tuple[Float64, Float64]:
         """Skill against the last value and coverage of the 80 % interval (B,); NaN if unscored."""
@@ -280,214 +518,33 @@ class Pool:
         live = np.flatnonzero(self._table.live)
         if not len(live):
             return np.full(len(self.experts), 1 / len(self.experts))
-        parts = [self._mixed(live[rows]).mean(axis=2) for rows in _chunks(len(live))]
+        parts = [self._mixed(live[rows]).mean(axis=2) for rows in chunks(len(live))]
         mean: Float64 = np.concatenate(parts, axis=1).mean(axis=1)
         return mean
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is not in the table, for the checkpoint."""
-        out = {
-            **nested("window", self.window.arrays()),
-            **nested("spread", self._spread.arrays()),
-            **nested("fusion", self._fusion.arrays()),
-            **nested("calibration", self._calibration.arrays()),
-            **nested("mixture", self._mixture.arrays()),
-            **nested("drift", self._drift.arrays()),
+        return {
+            k: v for name, part in self._parts() for k, v in nested(name, part.arrays()).items()
         }
-        if self._lstm:
-            out |= nested("final", self._final.arrays())
-        for expert in self._experts:
-            out |= nested(expert.name, expert.arrays())
-        return out
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take `arrays` back."""
-        self.window.restore(under("window", arrays))
-        self._spread.restore(under("spread", arrays))
-        self._fusion.restore(under("fusion", arrays))
-        self._calibration.restore(under("calibration", arrays))
-        self._mixture.restore(under("mixture", arrays))
-        self._drift.restore(under("drift", arrays))
+        for name, part in self._parts():
+            part.restore(under(name, arrays))
+
+    def _parts(self) -> Iterator[tuple[str, Part]]:
+        """All that has state outside of the table."""
+        yield "window", self.window
+        yield "spread", self._spread
+        yield "fusion", self._fusion
+        yield "calibration", self._calibration
+        yield "mixture", self._mixture
+        yield "drift", self._drift
         if self._lstm:
-            self._final.restore(under("final", arrays))
+            yield "final", self._final
         for expert in self._experts:
-            expert.restore(under(expert.name, arrays))
-
-    # -- score -----------------------------------------------------------------------------------
-
-    def _landed(self, index: int, truth: Float64) -> Iterator[_Landed]:
-        """The forecasts for bucket `index`, one group per horizon bucket."""
-        due, m, q = self._column("due"), len(self.experts), len(self._levels)
-        for bucket, horizon in enumerate(self._horizons):
-            said = due[:, self._ring[bucket] + index % horizon]  # (K, M + 2 + Q or 2 Q)
-            slots = np.flatnonzero(~np.isnan(truth) & ~np.isnan(said[:, m]))
-            rows = said[slots].astype(np.float64)
-            predictions, pooled, fused, quantiles, outside = np.split(
-                rows.T, [m, m + 1, m + 2, m + 2 + q]
-            )
-            yield _Landed(
-                bucket,
-                slots,
-                truth[slots],
-                predictions,
-                pooled[0],
-                fused[0],
-                quantiles.T,
-                outside.T,
-            )
-
-    def _score(self, landed: list[_Landed]) -> Score:
-        score = self.no_score()
-        for group in landed:
-            points = np.concatenate([group.fused[None], group.predictions])
-            score.land(group.bucket, group.truth, points, group.quantiles)
-        return score
-
-    # -- learn -----------------------------------------------------------------------------------
-
-    def _learn(self, index: int, truth: Float64, landed: list[_Landed]) -> bool:
-        losses, m = [], len(self._names)
-        spreads = self._spread()
-        if self._lstm:
-            self._lstm.open(index)
-            self._lstm.land(index, truth)
-        for group in landed:
-            spread = spreads[group.slots]
-            self._fusion.learn(
-                group.bucket, group.slots, group.predictions[:m], group.truth, spread
-            )
-            if self._lstm:
-                self._learn_network(index, group, spread)
-            unit = self._calibration.unit(group.fused, spread)
-            residual = group.truth - group.fused
-            if group.bucket == 0:
-                self._note_quality(
-                    group, self._expected_error(group.slots, group.fused[:, None], 0)
-                )
-            self._learn_quantiles(group, spread, residual, unit)
-            if len(residual):
-                losses.append(float(np.mean(np.abs(residual) / unit)))
-        self._spread.learn(truth)
-        self._fusion.settle(index)
-        if self._lstm and index % 6 == 0:
-            self._final.solve()
-        for expert in self._experts:
-            expert.learn(index, truth)
-        drifted = bool(losses) and self._drift.update(float(np.mean(losses)))
-        if drifted:
-            self._fusion.forget()
-        return drifted
-
-    def _learn_quantiles(
-        self, group: _Landed, spread: Float64, residual: Float64, unit: Float64
-    ) -> None:
-        """The mixture, by what its members would say today; then the tracked quantiles."""
-        path, bucket = group.fused[:, None], np.array([group.bucket])
-        tracked = self._calibration.quantiles(group.slots, path, spread, bucket)[:, 0]
-        members = tracked, group.outside if self._lstm else None
-        size = self._calibration.expected_error(group.slots, path, spread, bucket)[:, 0]
-        self._mixture.learn(group.bucket, group.slots, group.truth, members, size)
-        self._calibration.learn(group.bucket, group.slots, residual, unit)
-
-    def _learn_network(self, index: int, group: _Landed, spread: Float64) -> None:
-        """The network's weights in the final fusion, and the errors that it is told of."""
-        if not self._lstm:
-            return
-        deviation = np.nan_to_num(group.predictions[-2:] - group.pooled) / spread
-        residual = (group.truth - group.pooled) / spread
-        self._final.learn(group.bucket, group.slots, deviation, residual)
-        error = self._expected_error(group.slots, group.pooled[:, None], group.bucket)[:, 0]
-        error = (group.truth - group.pooled) / error
-        if group.bucket == 0:
-            self._lstm.note(index, ONE_STEP, group.slots, error)
-        if group.bucket == len(self._horizons) - 1:
-            self._lstm.note(index, LAST_STEP, group.slots, error)
-
-    def _note_quality(self, group: _Landed, expected: Float64) -> None:
-        """One step ahead: errors, coverage and surprise of each key."""
-        quality = self._column("quality")
-        error = np.abs(group.truth - group.fused)
-        naive = np.abs(group.truth - group.predictions[self.experts.index(NAIVE)])
-        naive = np.where(np.isnan(naive), error, naive)  # nothing said, nothing lost
-        inside = np.full(len(error), np.nan)
-        if 0.8 in (intervals := central_intervals(self._levels)):
-            low, high = group.quantiles[:, intervals[0.8]].T
-            inside[:] = (low <= group.truth) & (group.truth <= high)
-        news = np.stack([error, naive, inside, np.ones_like(error)], axis=1)
-        quality[group.slots] = _QUALITY_DISCOUNT * quality[group.slots] + news
-        self._column("surprise")[group.slots] = (group.truth - group.fused) / expected[:, 0]
-
-    # -- issue -----------------------------------------------------------------------------------
-
-    def _issue(self, index: int) -> None:
-        """Forecast every live key at the representative horizons and keep what was said."""
-        due, live, m = self._column("due"), self._table.live, len(self.experts)
-        if self._lstm:
-            self._lstm.encode(np.flatnonzero(live))
-        position = self._ring[:-1] + index % self._horizons
-        buckets = np.arange(len(self._horizons))
-        for rows in _chunks(self._table.size):
-            said = self._say(rows, index, self._horizons, buckets)
-            kept = np.empty((*said.fused.shape, due.shape[2]), np.float32)
-            for i, prediction in enumerate(said.predictions):
-                kept[:, :, i] = prediction
-            kept[:, :, m], kept[:, :, m + 1] = said.pooled, said.fused
-            kept[:, :, m + 2 : m + 2 + len(self._levels)] = said.quantiles
-            if said.outside is not None:
-                kept[:, :, m + 2 + len(self._levels) :] = said.outside
-            kept[~live[rows]] = np.nan
-            due[rows, position] = kept
-        if self._lstm and (slots := self._lstm.due(index)) is not None and len(slots):
-            self._lstm.learn(self._view(slots, index, np.arange(1, self.resolution.horizon + 1)))
-
-    def _say(self, slots: Int64 | slice, index: int, ahead: Int64, bucket: Int64) -> _Said:
-        """What is said of `slots` (B,) after bucket `index`, `ahead` (H,) steps of it."""
-        predictions = [expert.predict(slots, index, ahead) for expert in self._experts]
-        pooled, weights = self._fusion.fuse(slots, predictions, bucket)
-        outside, fused = None, pooled
-        if self._lstm:
-            view = self._view_of(slots, index, ahead, bucket, predictions, pooled)
-            absolute, residual, outside = self._lstm.answer(view)
-            predictions += [absolute, residual]
-            share = self._final.weights(slots)[:, :, bucket]  # (2, B, H)
-            deviations = np.nan_to_num(np.stack([absolute - pooled, residual - pooled]))
-            fused = pooled + (share * deviations).sum(axis=0)
-            weights = np.concatenate([weights * (1 - share.sum(axis=0)), share])
-        if self._is_count:
-            fused = np.maximum(fused, 0.0)
-        tracked = self._calibration.quantiles(slots, fused, self._spread(slots), bucket)
-        size = self._expected_error(slots, fused, bucket)
-        quantiles = self._mixture.quantiles(slots, tracked, outside, size, bucket)
-        return _Said(predictions, pooled, fused, quantiles, outside, weights)
-
-    def _view(self, slots: Int64, index: int, ahead: Int64) -> View:
-        bucket = self._bucket[ahead - 1]
-        predictions = [expert.predict(slots, index, ahead) for expert in self._experts]
-        pooled, _ = self._fusion.fuse(slots, predictions, bucket)
-        return self._view_of(slots, index, ahead, bucket, predictions, pooled)
-
-    def _view_of(
-        self,
-        slots: Int64 | slice,
-        index: int,
-        ahead: Int64,
-        bucket: Int64,
-        predictions: list[Float64],
-        pooled: Float64,
-    ) -> View:
-        loss = self._fusion.losses(slots)  # (B, G, M)
-        relative = np.log((loss + 1e-6) / (loss.min(axis=2, keepdims=True) + 1e-6))
-        relative = np.minimum(relative, 3.0)[:, bucket]  # (B, H, M)
-        unit = self._expected_error(slots, pooled, bucket)
-        return View(
-            slots,
-            index,
-            ahead,
-            dict(zip(self._names, predictions, strict=True)),
-            {name: relative[:, :, i] for i, name in enumerate(self._names)},
-            pooled,
-            unit,
-        )
+            yield expert.name, expert
 
     def _mixed(self, slots: Int64) -> Float64:
         """(M, B, G) the weights of all who have one."""
@@ -497,19 +554,9 @@ class Pool:
         share = self._final.weights(slots)
         return np.concatenate([weights * (1 - share.sum(axis=0)), share])
 
-    def _issued(self) -> NDArray[np.float32]:
-        """(K, G) the fused forecasts issued at the newest closed bucket."""
-        position = self._ring[:-1] + (self.window.closed - 1) % self._horizons
-        return self._column("due")[:, position, len(self.experts) + 1]
-
-    def _expected_error(
-        self, slots: Int64 | slice, path: NDArray[np.floating[Any]], bucket: Int64 | int
-    ) -> Float64:
-        """(B, H) mean |residual| to expect of `path` (B, H)."""
-        steps = np.broadcast_to(bucket, path.shape[1:])
-        return self._calibration.expected_error(
-            slots, path.astype(np.float64), self._spread(slots), steps
-        )
+    @property
+    def _ahead(self) -> Int64:
+        return np.arange(1, self.resolution.horizon + 1)
 
     def _column(self, name: str) -> NDArray[Any]:
         return self._table[f"{self._name}.{name}"]
@@ -526,5 +573,6 @@ def horizon_buckets(horizon: int) -> tuple[Int64, Int64]:
     return ends, (np.concatenate([[0], ends[:-1]]) + 1 + ends) // 2
 
 
-def _chunks(size: int) -> Iterator[slice]:
+def chunks(size: int) -> Iterator[slice]:
+    """Slices of so many slots that their temporaries stay small."""
     return (slice(i, min(i + _CHUNK, size)) for i in range(0, size, _CHUNK))

@@ -24,8 +24,9 @@ from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.lstm import Seats
 from stream_forecaster.network import LEVELS
-from stream_forecaster.pool import Network, Pool
+from stream_forecaster.pool import Pool
 from stream_forecaster.series import World, generate, generate_minutes
 from stream_forecaster.weights import Weights
 
@@ -254,9 +255,9 @@ class _Life:
     def __init__(self, world: World, learner: Learner) -> None:
         settings = _settings(world)
         self._table, self._learner, self._calendar = KeyTable(), learner, Calendar("UTC")
-        network = Network(learner)
+        seats = Seats(learner)
         self._pools = tuple(
-            Pool(self._table, self._calendar, resolution, settings, network)
+            Pool(self._table, self._calendar, resolution, settings, seats)
             for resolution in settings.resolutions
         )
         for pool in self._pools:
@@ -281,3 +282,4 @@ class _Life:
             window = pool.window
             while window.closed < int(self._calendar.index(end_ms, window.step_ms)):
                 pool.close()
+                pool.issue()

@@ -34,16 +34,15 @@ from stream_forecaster.events import EventDecoder, Events, Reason, Reject, rejec
 from stream_forecaster.forecasts import Forecast, Intent
 from stream_forecaster.keys import KeyTable, nested, under
 from stream_forecaster.learning import Learner, Pace
-from stream_forecaster.pool import Network, Pool
+from stream_forecaster.pool import Paths, Pool
 from stream_forecaster.records import Records
+from stream_forecaster.scales import Issued, Scales
 from stream_forecaster.scoring import Score
 from stream_forecaster.weights import Weights, shipped
 
 Int64 = NDArray[np.int64]
 
 _UNSEEN = np.iinfo(np.int64).min
-_SILENT_CONTEXTS = 5
-"""A silence is closed bucket by bucket for so many contexts; a longer one counts as that long."""
 _COLD_BUCKETS = 10
 """A key with fewer closed buckets at the finest resolution is called a cold start."""
 
@@ -105,11 +104,8 @@ class Shard:
         self._table = KeyTable()
         self._table.add("observations", dtype=np.int64)
         self._table.add("sent_ms", dtype=np.int64, fill=-1)
-        self._network = _network(settings, partition, weights) if settings.model.network else None
-        self._pools = tuple(
-            Pool(self._table, calendar, resolution, settings, self._network)
-            for resolution in settings.resolutions
-        )
+        learner = _learner(settings, partition, weights) if settings.model.network else None
+        self._scales = Scales(self._table, calendar, settings, learner)
 
     @property
     def keys(self) -> int:
@@ -122,10 +118,6 @@ class Shard:
         return self._table.nbytes
 
     @property
-    def _training_steps(self) -> int:
-        return self._network.learner.steps if self._network else 0
-
-    @property
     def watermark_ms(self) -> int | None:
         """Event time up to which everything has been seen, epoch ms; None before any event."""
         if self._newest_ms == _UNSEEN:
@@ -135,7 +127,7 @@ class Shard:
     @property
     def pools(self) -> tuple[Pool, ...]:
         """The resolutions' state, finest first; to look at, not to touch."""
-        return self._pools
+        return self._scales.pools
 
     @property
     def table(self) -> KeyTable:
@@ -159,27 +151,23 @@ class Shard:
             raise ValueError(f"records of partition {records.partition} before {self.offset}")
         events, rejects = self._decode(records)
         forecasts: list[Forecast] = []
-        scores = [pool.no_score() for pool in self._pools]
-        drifts, hops, counted = [0] * len(self._pools), 0, 0
-        trained = self._training_steps
+        scores = [pool.no_score() for pool in self.pools]
+        drifts, hops, counted = [0] * len(self.pools), 0, 0
+        trained = self._scales.training_steps
         for run, hop, row in self._cut(events, records, rejects):
             counted += self._absorb(run)
             if hop is None:
                 continue
             hops += 1
             hop_ms = int(self.calendar.start(hop, self._step_ms))
-            closed: set[Pool] = set()
-            for i, pool in enumerate(self._pools):
-                for score, drifted in self._close(pool, hop_ms):
-                    scores[i] += score
-                    drifts[i] += drifted
-                    closed.add(pool)
-            ttl_ms = self._settings.state.key_ttl_ms
-            expired = tuple(self._table.expire(hop_ms - ttl_ms))
-            slots = self._to_publish(hop_ms, closed)
-            if aloud and (len(slots) or expired):
+            for r, closed in self._scales.close(hop_ms):
+                scores[r] += closed.score
+                drifts[r] += closed.drifted
+            expired = tuple(self._table.expire(hop_ms - self._settings.state.key_ttl_ms))
+            issued = self._issue(hop_ms, aloud=aloud, tombstones=bool(expired))
+            if issued:
                 offset = int(records.offset[row])
-                forecasts.append(self._forecast(slots, hop_ms, offset, expired))
+                forecasts.append(self._forecast(issued, hop_ms, offset, expired))
         self.offset = records.next_offset
         rejects.sort(key=lambda rejected: rejected.offset)
         return Turn(
@@ -189,7 +177,7 @@ class Shard:
             hops,
             tuple(scores),
             tuple(drifts),
-            self._training_steps - trained,
+            self._scales.training_steps - trained,
         )
 
     def checkpoint(self, log_id: str = "") -> Checkpoint:
@@ -198,10 +186,7 @@ class Shard:
             "newest_ms": np.array([self._newest_ms], np.int64),
             **nested("table", self._table.arrays()),
         }
-        for pool in self._pools:
-            arrays |= nested(f"pool.{pool.resolution.step_ms}", pool.arrays())
-        if self._network:
-            arrays |= nested("network", self._network.learner.arrays())
+        arrays |= self._scales.arrays()
         copies = {name: np.array(array) for name, array in arrays.items()}
         settings = self._settings.determining()
         return Checkpoint(self.partition, self.offset, log_id, settings, copies)
@@ -218,10 +203,7 @@ class Shard:
         try:
             shard._newest_ms = int(checkpoint.arrays["newest_ms"][0])
             shard._table.restore(under("table", checkpoint.arrays))
-            for pool in shard._pools:
-                pool.restore(under(f"pool.{pool.resolution.step_ms}", checkpoint.arrays))
-            if shard._network:
-                shard._network.learner.restore(under("network", checkpoint.arrays))
+            shard._scales.restore(checkpoint.arrays)
         except (KeyError, ValueError) as error:
             raise CheckpointMismatch(
                 f"the checkpoint of partition {checkpoint.partition} at {checkpoint.offset} was "
@@ -241,8 +223,7 @@ class Shard:
         lateness_ms = self._settings.input.allowed_lateness_ms
         if self._newest_ms == _UNSEEN:
             self._newest_ms = int(events.time_ms[0])
-            for pool in self._pools:
-                pool.window.begin(self._newest_ms - lateness_ms)
+            self._scales.begin(self._newest_ms - lateness_ms)
         newest = np.maximum.accumulate(np.concatenate([[self._newest_ms], events.time_ms]))
         closed = self.calendar.index(newest - lateness_ms, self._step_ms)  # (N + 1,)
         is_event = np.array([key is not None for key in events.key], np.bool_)
@@ -264,47 +245,43 @@ class Shard:
         if len(run):
             slots = self._table.intern(run.key, run.time_ms)  # type: ignore[arg-type]  # no heartbeats left
             np.add.at(self._table["observations"], slots, 1)
-            for pool in self._pools:
-                pool.window.absorb(slots, run.time_ms, run.value)
+            self._scales.absorb(slots, run.time_ms, run.value)
         return len(run)
 
-    def _close(self, pool: Pool, hop_ms: int) -> Iterator[tuple[Score, bool]]:
-        """Close every bucket of one resolution that ends at or before the hop."""
-        window = pool.window
-        until = int(self.calendar.index(hop_ms, window.step_ms))
-        remembered = _SILENT_CONTEXTS * window.context
-        if until - window.closed > window.open + remembered:
-            # A silence beyond memory: what is open, then all at once, then what is remembered.
-            for _ in range(window.open):
-                yield pool.close()
-            pool.skip(until - remembered)
-        while window.closed < until:
-            yield pool.close()
+    def _issue(
+        self, hop_ms: int, *, aloud: bool, tombstones: bool
+    ) -> list[tuple[Int64, tuple[Paths, ...]]]:
+        """Forecast every key; the slots to publish and their paths, a run of slots at a time."""
+        found = []
+        for issued in self._scales.issue(hop_ms):
+            slots = self._to_publish(hop_ms, issued)
+            if aloud and (len(slots) or tombstones):
+                found.append((slots, issued.paths(slots)))
+        return found
 
-    def _to_publish(self, hop_ms: int, closed: set[Pool]) -> Int64:
-        """Slots to publish at this hop, and note that they are.
-
-        Only a resolution that has `closed` a bucket has a new forecast, which may have moved.
-        """
-        due = self._table.live
+    def _to_publish(self, hop_ms: int, issued: Issued) -> Int64:
+        """Slots to publish at this hop, and note that they are."""
+        rows = issued.rows
+        due = self._table.live[rows]
         if self._settings.output.publish == "changed":
             # A reader must never be left with an expired forecast of a live key.
             half_life_ms = self._step_ms * self._settings.resolutions[0].horizon // 2
-            changed = hop_ms - self._table["sent_ms"] >= half_life_ms
-            for pool in closed:
-                changed |= pool.moved()
-            due = due & changed
-        slots = np.flatnonzero(due)
+            due = due & (issued.moved | (hop_ms - self._table["sent_ms"][rows] >= half_life_ms))
+        slots: Int64 = rows.start + np.flatnonzero(due)
         self._table["sent_ms"][slots] = hop_ms
-        for pool in self._pools:
-            pool.mark_sent(slots)
+        issued.mark_sent(slots)
         return slots
 
     def _forecast(
-        self, slots: Int64, hop_ms: int, offset: int, expired: tuple[bytes, ...]
+        self,
+        issued: list[tuple[Int64, tuple[Paths, ...]]],
+        hop_ms: int,
+        offset: int,
+        expired: tuple[bytes, ...],
     ) -> Forecast:
-        fine = self._pools[0]
-        paths = tuple(pool.paths(slots) for pool in self._pools)
+        fine = self.pools[0]
+        slots = np.concatenate([slots for slots, _ in issued])
+        paths = tuple(map(Paths.joined, zip(*(paths for _, paths in issued), strict=True)))
         skill, coverage = fine.quality(slots)
         age = fine.window.age(slots)
         is_mean = self._settings.input.aggregate == "mean"
@@ -325,14 +302,9 @@ class Shard:
         )
 
 
-def _network(settings: Settings, partition: int, weights: Weights | None) -> Network:
-    resolutions = settings.resolutions
-    learner = Learner(
-        [resolution.step_ms for resolution in resolutions],
-        [resolution.context for resolution in resolutions],
-        [resolution.horizon for resolution in resolutions],
-        weights or shipped(),
-        seed=(settings.model.seed, partition),
-        pace=Pace(),
+def _learner(settings: Settings, partition: int, weights: Weights | None) -> Learner:
+    steps, contexts, horizons = zip(
+        *((r.step_ms, r.context, r.horizon) for r in settings.resolutions), strict=True
     )
-    return Network(learner)
+    seed = (settings.model.seed, partition)
+    return Learner(steps, contexts, horizons, weights or shipped(), seed=seed, pace=Pace())

@@ -20,6 +20,7 @@ Rules of residence:
    divides by the buckets it was there for. With aggregate "mean" so is a bucket without events.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ class Window:
         """What is not in the table."""
         return {"closed": np.array([self.closed], np.int64)}
 
-    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `arrays`."""
         self.closed = int(arrays["closed"][0])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stream_forecaster.agreement import Agreement, follow, steps_at
+from stream_forecaster.agreement import Agreement, drawn_in, moved_along, steps_at
 from stream_forecaster.calendar import HOUR_MS, Calendar
 from stream_forecaster.config import Resolution
 from stream_forecaster.keys import KeyTable
@@ -81,26 +81,26 @@ def test_beyond_the_reach_of_finer_steps_the_coarse_path_has_its_share() -> None
     np.testing.assert_allclose(fine, [[1.0, 1.0]], rtol=1e-6)
 
 
-def test_paths_meet_half_way_before_anything_is_known() -> None:
-    """Four quarters of 1 and an hour of 6 become 5; counts are scaled, real values moved."""
+def test_the_coarse_path_has_a_tenth_before_anything_is_known() -> None:
+    """Four quarters of 1 and an hour of 6 become 4.2; counts are scaled, real values moved."""
     halves = np.array([0.5, 0.5, 1.5, 1.5])
     fine, coarse = Two().at(0, halves, 6.0)
-    np.testing.assert_allclose(coarse, [[5.0, 6.0]])
-    np.testing.assert_allclose(fine, [halves * 1.25])
+    np.testing.assert_allclose(coarse, [[4.2, 6.0]])
+    np.testing.assert_allclose(fine, [halves * 1.05])
     fine, coarse = Two(aggregate="sum").at(0, halves, 6.0)
-    np.testing.assert_allclose(coarse, [[5.0, 6.0]])
-    np.testing.assert_allclose(fine, [halves + 0.25])
+    np.testing.assert_allclose(coarse, [[4.2, 6.0]])
+    np.testing.assert_allclose(fine, [halves + 0.05])
 
 
 def test_what_a_coarse_path_differed_by_is_kept_as_its_bucket_goes_by() -> None:
     """It said 2 more than its quarters at its issue; half an hour later that is worth 1.
 
-    The prior slope there is an eighth. That its steps changed their mind does not count for it.
+    The prior slope there is a fortieth. That its steps changed their mind does not count for it.
     """
     two = Two(aggregate="sum")
     two.at(0, 1.0, 6.0)
     _, coarse = two.at(2, 3.0, 6.0, observed=10.0)
-    np.testing.assert_allclose(coarse[0, 0], 10.0 + 6.0 + 1.0 / 8)
+    np.testing.assert_allclose(coarse[0, 0], 10.0 + 6.0 + 1.0 / 40)
 
 
 def test_a_bucket_that_no_hop_began_has_no_gap() -> None:
@@ -122,8 +122,8 @@ def test_counts_stay_counts() -> None:
     """A path below zero, one next to nothing, and one with less to come than was thought."""
     for fine in (-1.0, 1e-300):
         said, coarse = Two().at(0, fine, 8.0)
-        np.testing.assert_allclose(said, [[1.0] * 4])
-        np.testing.assert_allclose(coarse, [[4.0, 8.0]])
+        np.testing.assert_allclose(said, [[0.2] * 4])
+        np.testing.assert_allclose(coarse, [[0.8, 8.0]])
     two = Two()
     two.at(0, 5.0, 0.0)
     fine_, coarse = two.at(2, 0.1, 0.0, observed=3.0)
@@ -143,8 +143,8 @@ def test_a_mean_is_weighted_by_time() -> None:
 def test_what_is_silent_is_filled_evenly() -> None:
     """Quarters forecast as zero have nothing to scale."""
     fine, coarse = Two().at(0, 0.0, 8.0)
-    np.testing.assert_allclose(coarse[0, 0], 4.0)
-    np.testing.assert_allclose(fine, [[1.0] * 4])
+    np.testing.assert_allclose(coarse[0, 0], 0.8)
+    np.testing.assert_allclose(fine, [[0.2] * 4])
 
 
 @pytest.mark.parametrize("keys", [1, 20])
@@ -229,10 +229,37 @@ def test_a_restored_agreement_goes_on() -> None:
 def test_quantiles_of_an_open_bucket_draw_in() -> None:
     """With half of it observed the variance is half; no count is less than what has come."""
     steps = steps_at(_START_MS + 2 * _QUARTER_MS, _UTC, Two().resolutions)[1]
-    mean, agreed = np.array([[20.0, 20.0]]), np.array([[20.0, 30.0]])
-    quantiles = np.array([[[0.0, 20.0, 40.0], [10.0, 20.0, 40.0]]])
-    moved = follow(quantiles, mean, agreed, steps, np.array([10.0]), is_count=True)
+    agreed, observed = np.array([[20.0, 30.0]]), np.array([10.0])
+    quantiles = np.array([[[0.0, 20.0, 40.0], [15.0, 30.0, 60.0]]])
+    drawn = drawn_in(quantiles, agreed, steps, observed, is_count=True)
     wide = 20.0 * np.sqrt(0.5)
-    np.testing.assert_allclose(moved[0], [[10.0, 20.0, 20.0 + wide], [15.0, 30.0, 60.0]])
-    moved = follow(quantiles, mean, agreed, steps, np.array([10.0]), is_count=False)
-    np.testing.assert_allclose(moved[0], [[20.0 - wide, 20.0, 20.0 + wide], [20.0, 30.0, 50.0]])
+    np.testing.assert_allclose(drawn[0], [[10.0, 20.0, 34.0], [15.0, 30.0, 60.0]])
+    drawn = drawn_in(quantiles, agreed, steps, observed, is_count=False)
+    np.testing.assert_allclose(drawn[0], [[20.0 - wide, 20.0, 20.0 + wide], [15.0, 30.0, 60.0]])
+
+
+def test_quantiles_move_with_their_mean() -> None:
+    """Counts by a factor, which nothing has none of; real values by what the mean moved."""
+    quantiles = np.array([[[10.0, 20.0, 40.0], [0.0, 0.0, 1.0]]])
+    mean, agreed = np.array([[20.0, 0.0]]), np.array([[30.0, 2.0]])
+    moved = moved_along(quantiles, mean, agreed, is_count=True)
+    np.testing.assert_allclose(moved[0], [[15.0, 30.0, 60.0], [0.0, 0.0, 1.0]])
+    moved = moved_along(quantiles, mean, agreed, is_count=False)
+    np.testing.assert_allclose(moved[0], [[20.0, 30.0, 50.0], [2.0, 2.0, 3.0]])
+
+
+def test_what_came_of_an_open_bucket_is_added_up_until_it_closes() -> None:
+    """Sums are sums; of means, the mean of the buckets that had events."""
+    for aggregate, quarters, expected in (
+        ("sum", [3.0, np.nan, 5.0], 8.0),
+        ("mean", [3.0, np.nan, 5.0], 4.0),
+        ("mean", [np.nan], np.nan),
+    ):
+        two = Two(aggregate=aggregate)
+        for quarter in quarters:
+            two.agreement.observe(np.array([quarter]))
+        none, came = two.agreement.observed(two.slots)
+        np.testing.assert_array_equal([*none, *came], [0.0, expected])
+        two.agreement.learn(1, np.array([9.0]))
+        nothing = np.nan if aggregate == "mean" else 0.0
+        np.testing.assert_array_equal(two.agreement.observed(two.slots)[1], [nothing])

@@ -43,7 +43,8 @@ def test_quantiles_ascend_and_are_finite(
     """Whatever landed, for every key and horizon; counts are not negative."""
     calibration = _taught(residuals, is_count=is_count)
     paths = np.full((_K, _G), path)
-    quantiles = calibration.quantiles(np.s_[:], paths, np.full(_K, 2.0), np.arange(_G))
+    size = calibration.expected_error(np.s_[:], paths, np.full(_K, 2.0), np.arange(_G))
+    quantiles = calibration.quantiles(paths, size, np.arange(_G))
     assert quantiles.shape == (_K, _G, len(LEVELS))
     assert np.isfinite(quantiles).all()
     assert (np.diff(quantiles, axis=2) >= 0).all()
@@ -53,9 +54,9 @@ def test_quantiles_ascend_and_are_finite(
 def test_it_begins_as_a_normal_distribution() -> None:
     """Of mean absolute error one unit, around the path."""
     calibration = _calibration(is_count=False)
-    quantiles = calibration.quantiles(
-        np.s_[:1], np.array([[10.0]]), np.array([2.0]), np.array([0])
-    )[0, 0]
+    path, bucket = np.array([[10.0]]), np.array([0])
+    size = calibration.expected_error(np.s_[:1], path, np.array([2.0]), bucket)
+    quantiles = calibration.quantiles(path, size, bucket)[0, 0]
     # of a normal distribution whose mean absolute value is 2
     sigma = 2 * np.sqrt(np.pi / 2)
     np.testing.assert_allclose(
@@ -114,7 +115,12 @@ def test_a_restored_calibration_says_the_same(residuals: Residuals) -> None:
     restored._table.restore(calibration._table.arrays())
     restored.restore(calibration.arrays())
     asked = np.s_[:], np.ones((_K, _G)), np.ones(_K), np.arange(_G)
-    np.testing.assert_array_equal(restored.quantiles(*asked), calibration.quantiles(*asked))
+    size = calibration.expected_error(*asked)
+    np.testing.assert_array_equal(restored.expected_error(*asked), size)
+    again, said = (
+        each.quantiles(np.ones((_K, _G)), size, np.arange(_G)) for each in (restored, calibration)
+    )
+    np.testing.assert_array_equal(again, said)
 
 
 _LEVELS = (0.1, 0.5, 0.9)

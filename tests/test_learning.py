@@ -299,5 +299,6 @@ def test_quiet_learners_take_no_samples() -> None:
     """Until told otherwise."""
     learner = _learner()
     assert [learner.due(index) for index in range(4)] == [True, False, True, False]
+    assert all(learner.due(index, lifted=True) for index in range(4))
     learner.quiet = True
-    assert not any(learner.due(index) for index in range(4))
+    assert not any(learner.due(index, lifted=index > 1) for index in range(4))

@@ -6,13 +6,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from streams import MINUTE_MS, START_MS, block, busy_log, settings, shard
+from streams import MINUTE_MS, START_MS
 
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.learning import Learner, Pace
-from stream_forecaster.lstm import LAST_STEP, ONE_STEP, Lstm, View
+from stream_forecaster.lstm import Lstm, Seats, View
 from stream_forecaster.network import LEVELS, STATE
 from stream_forecaster.spread import Spread
 from stream_forecaster.windows import Window
@@ -24,8 +24,10 @@ _WINDOW = 8  # the context in whole patches
 class Seat:
     """One resolution with a network, without the pool around it; three keys."""
 
-    def __init__(self, *, quantiles: tuple[float, ...] = (0.1, 0.5, 0.9), **pace: bool) -> None:
-        config = _settings(quantiles)
+    def __init__(
+        self, *, quantiles: tuple[float, ...] = (0.1, 0.5, 0.9), most: int = 0, **pace: bool
+    ) -> None:
+        config = _settings(quantiles, most)
         resolution = config.resolutions[0]
         self.table, calendar = KeyTable(), Calendar("UTC")
         self.learner = Learner(
@@ -35,7 +37,7 @@ class Seat:
             self.table, calendar, resolution, open_span_ms=2 * MINUTE_MS, is_mean=False
         )
         spread = Spread(self.table, "p")
-        self.lstm = Lstm([], self.learner, self.table, calendar, self.window, spread, config)
+        self.lstm = Lstm(Seats(self.learner), self.table, calendar, self.window, spread, config)
         self.window.begin(START_MS)
         self.slots = self.table.intern([b"%d" % i for i in range(_K)], np.full(_K, START_MS))
 
@@ -44,8 +46,7 @@ class Seat:
         index = self.window.closed
         time_ms = np.full(_K, index * MINUTE_MS)
         self.window.absorb(self.slots, time_ms, np.array(values))
-        self.window.close()
-        self.lstm.open(index)
+        self.lstm.land(index, self.window.close())
         return index
 
     def view(self, path: NDArray[np.float64]) -> View:
@@ -54,9 +55,10 @@ class Seat:
         return View(self.slots, self.window.closed - 1, ahead, {}, {}, path, np.ones_like(path))
 
 
-def _settings(quantiles: tuple[float, ...]) -> Settings:
+def _settings(quantiles: tuple[float, ...], most: int) -> Settings:
     return parse(
         {
+            "model": {"network_keys": most},
             "input": {"aggregate": "sum", "value": "v"},
             "resolutions": [{"step": "1m", "context": _CONTEXT, "horizon": _H}],
             "output": {"quantiles": list(quantiles)},
@@ -68,13 +70,13 @@ def test_errors_stand_beside_the_value_of_their_bucket() -> None:
     """The newest last, as the encoder reads them; forgotten when the ring comes round."""
     seat = Seat()
     first = seat.close([1.0, 2.0, 3.0])
-    seat.lstm.note(first, ONE_STEP, seat.slots[:1], np.array([0.5]))
-    seat.lstm.note(first, LAST_STEP, seat.slots[1:2], np.array([99.0]))
+    seat.lstm.note(first, seat.slots[:1], np.array([0.5]))
+    seat.lstm.note(first, seat.slots[1:2], np.array([99.0]))
     for age in range(_WINDOW):
         window, _, _ = seat.lstm._inputs(seat.slots)
-        expected = np.zeros((_K, _WINDOW, 2))
-        expected[0, -1 - age, ONE_STEP], expected[1, -1 - age, LAST_STEP] = 0.5, 8.0
-        np.testing.assert_array_equal(window[:, :, 2:], expected)
+        expected = np.zeros((_K, _WINDOW))
+        expected[0, -1 - age], expected[1, -1 - age] = 0.5, 8.0
+        np.testing.assert_array_equal(window[:, :, 2], expected)
         seat.close([1.0, 2.0, 3.0])
     assert not seat.lstm._inputs(seat.slots)[0][:, :, 2:].any()
 
@@ -85,9 +87,9 @@ def test_a_key_without_a_closed_bucket_has_no_state() -> None:
     seat.close([1.0, 2.0, 3.0])
     seat.table.intern([b"new"], np.array([START_MS + MINUTE_MS]))
     slots = np.arange(_K + 1)
-    seat.lstm.encode(slots)
-    states = seat.table["lstm.60000.states"]
-    assert states.shape == (_K + 1, 1, STATE)
+    seat.lstm.look(slots)
+    states = seat.table["lstm.60000.state"]
+    assert states.shape == (_K + 1, STATE)
     assert np.isfinite(states[:_K]).all()
     assert np.isnan(states[_K]).all()
 
@@ -96,9 +98,9 @@ def test_answers_are_around_the_path_in_its_units() -> None:
     """What the network says in expected errors becomes values, the absolute path first."""
     seat = Seat()
     seat.close([1.0, 2.0, 3.0])
-    seat.lstm.encode(seat.slots)
+    seat.lstm.look(seat.slots)
     view = replace(seat.view(np.full((_K, _H), 10.0)), unit=np.full((_K, _H), 2.0))
-    states = seat.table["lstm.60000.states"]
+    states = seat.table["lstm.60000.state"][:, None].astype(np.float32)
     own = seat.learner.answer(0, states, seat.lstm._steps(view), view.ahead)
     residual, absolute, quantiles = (10 + 2 * part for part in own)
     found = seat.lstm.answer(view)
@@ -113,7 +115,7 @@ def test_any_levels_ascend(levels: set[float]) -> None:
     """Between the network's own and beyond them."""
     seat = Seat(quantiles=tuple(sorted(levels)))
     seat.close([1.0, 2.0, 3.0])
-    seat.lstm.encode(seat.slots)
+    seat.lstm.look(seat.slots)
     _, _, quantiles = seat.lstm.answer(seat.view(np.zeros((_K, _H))))
     assert (np.diff(quantiles, axis=2) > 0).all()
 
@@ -122,28 +124,41 @@ def test_a_network_that_is_only_taught_has_no_opinion() -> None:
     """And encodes nothing."""
     seat = Seat(speaks=False)
     seat.close([1.0, 2.0, 3.0])
-    seat.lstm.encode(seat.slots)
+    seat.lstm.look(seat.slots)
     assert np.isnan(seat.table["lstm.60000.state"]).all()
     for part in seat.lstm.answer(seat.view(np.zeros((_K, _H)))):
         assert np.isnan(part).all()
 
 
-def test_a_forecast_stays_what_it_was_when_its_bucket_closed() -> None:
-    """Published at a later hop, a coarse one is not moved by what finer buckets say since."""
-    told, log = shard(settings(network=True)), busy_log(100)
-    fine, coarse = told.pools[:2]
-    told.advance(block(log, 0, 50))
-    slots, hops = np.arange(told.table.size), 0
-    closed, before = None, None
-    for i in range(50, len(log)):
-        told.advance(block(log, i, i + 1))
-        index = coarse.window.closed - 1
-        lstm = coarse._say(slots, index, np.arange(1, 3), coarse._bucket).predictions[-2]
-        if index == closed:
-            np.testing.assert_array_equal(lstm, before)
-            hops += fine.window.closed > 5 * coarse.window.closed
-        elif closed is not None:
-            own = told.table["lstm.300000.states"][slots, 0]
-            np.testing.assert_array_equal(own, told.table["lstm.60000.state"][slots])
-        closed, before = index, lstm
-    assert hops
+def test_with_more_keys_than_it_may_answer_for_the_active_ones_come_first() -> None:
+    """Half of the turns are theirs; the others have theirs one after the other."""
+    seat = Seat(most=2)
+    answered = set()
+    for _ in range(3):
+        seat.close([5.0, 1.0, 9.0])
+        seat.lstm.look(seat.slots)
+        absolute, residual, quantiles = seat.lstm.answer(seat.view(np.full((_K, _H), 10.0)))
+        silent = np.isnan(absolute).all(axis=1)
+        np.testing.assert_array_equal(np.isnan(residual).all(axis=1), silent)
+        np.testing.assert_array_equal(np.isnan(quantiles).all(axis=(1, 2)), silent)
+        spoken = np.flatnonzero(~silent).tolist()
+        assert len(spoken) == 2
+        assert 2 in spoken
+        answered |= set(spoken)
+    assert answered == {0, 1, 2}
+
+
+def test_who_is_answered_for_is_answered_as_if_all_were() -> None:
+    """Whose turn it is not changes nothing for the others."""
+    few, all_of_them = Seat(most=2), Seat()
+    for seat in (few, all_of_them):
+        seat.close([5.0, 1.0, 9.0])
+        seat.lstm.look(seat.slots)
+    path = np.full((_K, _H), 10.0)
+    for ours, theirs in zip(
+        few.lstm.answer(few.view(path)),
+        all_of_them.lstm.answer(all_of_them.view(path)),
+        strict=True,
+    ):
+        spoken = ~np.isnan(ours)
+        np.testing.assert_allclose(ours[spoken], theirs[spoken], rtol=1e-5)

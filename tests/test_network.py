@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from stream_forecaster.network import LEVELS, PATCH, STATE, STATISTICS, Answer, Network, loss
+from stream_forecaster.network import (
+    CHANNELS,
+    LEVELS,
+    PATCH,
+    STATE,
+    STATISTICS,
+    Answer,
+    Network,
+    loss,
+)
 
 
 def _answer(path: float = 0.0, *, horizon: int = 3) -> Answer:
@@ -23,7 +32,7 @@ def test_a_window_is_read_in_patches() -> None:
     """The state has one size, however many patches there are."""
     encoder = Network(1).encoders[0]
     for patches in (1, 5):
-        state = encoder(torch.zeros(2, patches * PATCH, 4), torch.zeros(2, STATISTICS))
+        state = encoder(torch.zeros(2, patches * PATCH, CHANNELS), torch.zeros(2, STATISTICS))
         assert state.shape == (2, STATE)
 
 

@@ -71,7 +71,7 @@ def _key(shard: Shard, key: bytes, slot: int) -> dict[str, Any]:
 
 
 def _key_resolution(pool: Pool, slots: NDArray[np.int64]) -> dict[str, Any]:
-    paths = pool.paths(slots)
+    paths = pool.paths(slots, pool.statement(pool.think(slots)))
     (window,), (average,) = pool.window.values(slots), paths.moving_average
     first = int(np.argmin(np.isnan(window))) if not np.isnan(window).all() else len(window)
     return {

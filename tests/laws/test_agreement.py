@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stream_forecaster.agreement import Agreement, Steps, follow, steps_at
+from stream_forecaster.agreement import Agreement, Steps, drawn_in, moved_along, steps_at
 from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
 from stream_forecaster.config import Resolution
 from stream_forecaster.keys import KeyTable
@@ -153,7 +153,8 @@ def test_agreed_paths_are_fit_to_publish(case: Said, aggregate: str) -> None:
         quantiles = mean[:, :, None] + offsets
         is_count = aggregate == "count"
         quantiles = np.maximum(quantiles, 0.0) if is_count else quantiles
-        moved = follow(quantiles, mean, now, case.steps[r], observed[r], is_count=is_count)
+        moved = moved_along(quantiles, mean, now, is_count=is_count)
+        moved = drawn_in(moved, now, case.steps[r], observed[r], is_count=is_count)
         assert np.isfinite(moved).all()
         assert (np.diff(moved, axis=2) >= 0).all()
         if is_count:
@@ -224,7 +225,7 @@ def test_counts_agree_as_they_do_one_by_one(case: Said) -> None:
     means, observed = case.told("count")
     agreed = agreement.agree(slots, case.steps, means, case.errors, observed)
     for key in range(_KEYS):
-        expected = _slowly(case, key, means, [0.5] * len(means))
+        expected = _slowly(case, key, means, [0.1] * len(means))
         for ours, theirs in zip(agreed, expected, strict=True):
             np.testing.assert_allclose(ours[key], theirs, rtol=1e-9, atol=1e-9)
 

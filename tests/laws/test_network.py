@@ -17,8 +17,8 @@ from stream_forecaster.config import parse
 from stream_forecaster.inputs import gate_bucket
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.lstm import Seats
 from stream_forecaster.network import CANDIDATES, CLUES, STATE, Answer, Network, Steps
-from stream_forecaster.pool import Network as Shared
 from stream_forecaster.pool import Pool
 from stream_forecaster.weights import Weights
 
@@ -61,7 +61,9 @@ def _asked(seed: int) -> tuple[Tensor, Steps]:
 
 def _equal(one: Answer, other: Answer, rows: slice = np.s_[:]) -> None:
     for name in ("residual", "absolute", "quantiles"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name)[rows])
+        torch.testing.assert_close(
+            getattr(one, name), getattr(other, name)[rows], rtol=1e-5, atol=1e-4
+        )
 
 
 @given(weights=seeds, size=sizes, asked=seeds, resolution=st.integers(0, _R - 1))
@@ -156,23 +158,24 @@ def _stream() -> NDArray[np.float64]:
     return 20 + 5 * np.sin(t / 4 + phase) + rng.normal(0, 1, (_BUCKETS, 12))
 
 
-def _error(values: NDArray[np.float64], shared: Shared | None) -> float:
+def _error(values: NDArray[np.float64], seats: Seats | None) -> float:
     """Mean squared error of the published forecasts."""
     table = KeyTable()
-    pool = Pool(table, Calendar("UTC"), _SETTINGS.resolutions[0], _SETTINGS, shared)
+    pool = Pool(table, Calendar("UTC"), _SETTINGS.resolutions[0], _SETTINGS, seats)
     pool.window.begin(START_MS)
     score = pool.no_score()
     for t, row in enumerate(values):
         time_ms = np.full(len(row), START_MS + t * MINUTE_MS)
         slots = table.intern([b"%d" % key for key in range(len(row))], time_ms)
         pool.window.absorb(slots, time_ms, row)
-        score += pool.close()[0]
+        score += pool.close().score
+        pool.issue()
     return float(score.squared[0].sum() / score.count.sum())
 
 
-def _learner(weights: Weights | None, **pace: Any) -> Shared:
+def _learner(weights: Weights | None, **pace: Any) -> Seats:
     step_ms = _SETTINGS.resolutions[0].step_ms
-    return Shared(Learner([step_ms], [24], [6], weights, seed=(5,), pace=Pace(**pace)))
+    return Seats(Learner([step_ms], [24], [6], weights, seed=(5,), pace=Pace(**pace)))
 
 
 def _wild() -> Weights:
@@ -189,9 +192,9 @@ def _wild() -> Weights:
 def _taught_noise() -> Weights:
     """Weights trained on a stream that has no pattern."""
     noise = np.random.default_rng(8).normal(20, 5, (120, 12))
-    shared = _learner(None, every=1, repeat=2, rate=3e-3)
-    _error(noise, shared)
-    return Weights((MINUTE_MS,), shared.learner.parameters(), np.zeros((1, 2)), {})
+    seats = _learner(None, every=1, repeat=2, rate=3e-3)
+    _error(noise, seats)
+    return Weights((MINUTE_MS,), seats.learner.parameters(), np.zeros((1, 2)), {})
 
 
 @pytest.mark.parametrize("weights", [_wild, _taught_noise])

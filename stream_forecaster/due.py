@@ -1,0 +1,154 @@
+"""What was said of every key and has not come true yet.
+
+Theory of operation. Horizon buckets end at 1, 2, 4, ... H, and each is represented by its middle,
+h[g]: learning from all its steps is no better, and from its last one clearly worse. Of bucket g
+exactly h[g] forecasts are under way, in a ring: what was issued at bucket i sits at i % h[g], and
+is read, h[g] buckets later, just before it is overwritten.
+
+    bucket closed   7   8   9  10  11        h[g] = 4
+    issued at       7   8   9  10  11        ring position  3 0 1 2 3
+    lands at       11  12  13  14  15        11 % 4 = 3: reads what 7 said, then writes what 11 says
+
+Far ahead neighbouring forecasts are nearly the same. So of a far bucket only one in s[g] is kept,
+judged and learned from. Which one of each s[g] is drawn by lot, or only some minutes of the hour or
+hours of the day would ever be judged.
+
+This is most of what is remembered of a key. So only the published mean and its expected error are
+kept in float32; all else in float16, as a deviation from that mean in expected errors, which is at
+most 2^-11 off (counts' quantiles, being whole numbers, not at all).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_forecaster.keys import KeyTable
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+_LOTS = 2_654_435_761
+"""Knuth's multiplicative hash: 2^32 over the golden ratio."""
+_MOST = 6e4
+"""The largest deviation; float16 ends at 65,504."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Forecasts of one horizon bucket, or at G of them, of some keys; axes (..., B) or (..., B, G).
+
+    Attributes:
+        mean: what was published.
+        unit: its expected error.
+        predictions: (M, ...) of the forecasters; NaN for no opinion.
+        pooled: of the experts, before the network and the agreement across scales had their say.
+        quantiles: (Q, ...) published.
+        outside: (Q or 0, ...) the network's.
+    """
+
+    mean: Float64
+    unit: Float64
+    predictions: Float64
+    pooled: Float64
+    quantiles: Float64
+    outside: Float64
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """Forecasts of horizon bucket `bucket` whose `truth` (B,) is known, of `slots` (B,)."""
+
+    bucket: int
+    slots: Int64
+    truth: Float64
+    said: Said
+
+
+class Due:
+    """The forecasts under way of all slots at one resolution."""
+
+    def __init__(  # noqa: PLR0913  (what is kept of a key)
+        self,
+        table: KeyTable,
+        prefix: str,
+        horizons: Int64,
+        *,
+        forecasters: int,
+        levels: int,
+        network: bool,
+        whole: bool,
+        most: int,
+    ) -> None:
+        """Add the columns to `table`.
+
+        Args:
+            table: the shard's.
+            prefix: of the columns.
+            horizons: (G,) steps ahead, one for each horizon bucket.
+            forecasters: M.
+            levels: Q.
+            network: are there quantiles of the network?
+            whole: are published quantiles whole numbers?
+            most: how many forecasts of a horizon bucket are kept at a time.
+        """
+        self._table, self._horizons, self._whole = table, horizons, whole
+        self._stride = -(-horizons // most)
+        # Positions of each ring. Of two drawn by lot the older may come late and the newer early.
+        self._size = -(-horizons // self._stride) + (self._stride > 1)
+        self._ring = np.concatenate([[0], np.cumsum(self._size)])
+        self._parts = np.cumsum([forecasters, 1, levels])
+        self._means, self._others = f"{prefix}.due", f"{prefix}.due_others"
+        others = self._parts[-1] + levels * network
+        table.add(self._means, (self._ring[-1], 2), dtype=np.float32, fill=np.nan)
+        table.add(self._others, (self._ring[-1], others), dtype=np.float16)
+
+    def keep(self, rows: slice, index: int, said: Said) -> None:
+        """Keep what was `said` (..., B, G) of `rows` after bucket `index`; NaN means: nothing."""
+        kept = np.flatnonzero(self._is_kept(index))
+        position = self._position(index)[kept]
+        parts = (said.predictions, said.pooled[None], said.quantiles, said.outside)
+        others = np.concatenate(parts)  # (..., B, G)
+        others -= said.mean
+        # A key that has hardly moved has an expected error of next to nothing.
+        farthest = np.fmax.reduce(np.abs(others))
+        unit = np.fmax(said.unit, farthest / _MOST)
+        others /= unit
+        self._table[self._means][rows, position] = np.stack([said.mean, unit], axis=2)[:, kept]
+        self._table[self._others][rows, position] = np.moveaxis(others, 0, 2)[:, kept]
+
+    def land(self, index: int, truth: Float64) -> Iterator[Landed]:
+        """The forecasts of bucket `index`, closed with `truth` (K,), one group per horizon bucket.
+
+        They are read once.
+        """
+        means, others = self._table[self._means], self._table[self._others]
+        for bucket, issued in enumerate((index - self._horizons).tolist()):
+            if not self._is_kept(issued)[bucket]:
+                continue
+            position = self._position(issued)[bucket]
+            slots = np.flatnonzero(~np.isnan(truth) & ~np.isnan(means[:, position, 0]))
+            mean, unit = means[slots, position].astype(np.float64).T
+            rest = others[slots, position].astype(np.float64).T * unit + mean
+            predictions, pooled, quantiles, outside = np.split(rest, self._parts)
+            if self._whole:
+                np.rint(quantiles, out=quantiles)
+            means[:, position] = np.nan
+            said = Said(mean, unit, predictions, pooled[0], quantiles, outside)
+            yield Landed(bucket, slots, truth[slots], said)
+
+    def forget(self) -> None:
+        """Nothing that is under way will be scored."""
+        self._table[self._means][:] = np.nan
+
+    def _position(self, index: int) -> Int64:
+        """(G,) where in the rings the forecasts issued after bucket `index` are."""
+        position: Int64 = self._ring[:-1] + index // self._stride % self._size
+        return position
+
+    def _is_kept(self, index: int) -> NDArray[np.bool_]:
+        """(G,) whether what is issued after bucket `index` is kept."""
+        lot = index // self._stride * _LOTS % 2**32 >> 16
+        drawn: NDArray[np.bool_] = index % self._stride == lot % self._stride
+        return drawn

@@ -1,0 +1,264 @@
+"""The pools of all resolutions, and what they agree on.
+
+Theory of operation. Event time passes boundaries of the finest resolution, one after the other. At
+each of them every bucket that ends there is closed, finest first; then all resolutions speak:
+
+    close      minutes, and on the hour hours: score · learn
+    think      what each resolution whose bucket closed says by itself; the others said it before
+    agree      minutes add up to the hour, which is what came of it and what is left
+    keep       what was agreed on, until its time comes
+    publish    some keys, if anybody listens
+
+A forecast of an hour is judged as it was published on the hour. What is published of it later, a
+minute at a time, is the same path with what has come since, and is not judged.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_forecaster.agreement import Agreement, Steps, drawn_in, steps_at
+from stream_forecaster.calendar import Calendar
+from stream_forecaster.config import Settings
+from stream_forecaster.keys import KeyTable, Part, nested, under
+from stream_forecaster.learning import Learner
+from stream_forecaster.lstm import Seats
+from stream_forecaster.pool import Closed, Opinion, Paths, Pool, chunks
+from stream_forecaster.standing import Standing, Statement
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+_SILENT_CONTEXTS = 5
+"""A silence is closed bucket by bucket for so many contexts; a longer one counts as that long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What all R resolutions say of a run of slots, B rows, at one hop.
+
+    Attributes:
+        rows: the slots.
+        moved: (B,) whose forecast is not what was last sent.
+    """
+
+    rows: slice
+    moved: NDArray[np.bool_]
+    _pools: tuple[Pool, ...]
+    _standing: tuple[Standing, ...]
+    _steps: tuple[Steps, ...]
+    _opinion: Opinion
+    _means: list[Float64]
+    _observed: list[Float64]
+    _is_count: bool
+
+    def paths(self, slots: Int64) -> tuple[Paths, ...]:
+        """The forecasts of some of the slots, finest resolution first."""
+        rows = slots - self.rows.start
+        said = [self._pools[0].statement(self._opinion.of(rows, slots))]
+        said += [standing.statement(slots) for standing in self._standing]
+        return tuple(
+            pool.paths(slots, self._agreed(r, rows, said[r])) for r, pool in enumerate(self._pools)
+        )
+
+    def mark_sent(self, slots: Int64) -> None:
+        """Note that the forecasts of some of the slots are published."""
+        for pool, mean in zip(self._pools, self._means, strict=True):
+            pool.mark_sent(slots, mean[slots - self.rows.start])
+
+    def _agreed(self, r: int, rows: Int64, said: Statement) -> Statement:
+        mean, observed = self._means[r][rows], self._observed[r][rows]
+        quantiles = self._pools[r].agreed(said.quantiles, said.mean, mean)
+        steps, is_count = self._steps[r], self._is_count
+        quantiles = drawn_in(quantiles, mean, steps, observed, is_count=is_count)
+        return replace(said, mean=mean, quantiles=quantiles)
+
+
+class Scales:
+    """All that a shard knows of its keys' values, at every resolution.
+
+    Attributes:
+        pools: one per resolution, finest first.
+    """
+
+    def __init__(
+        self,
+        table: KeyTable,
+        calendar: Calendar,
+        settings: Settings,
+        learner: Learner | None = None,
+    ) -> None:
+        """Add the columns of all resolutions to `table`.
+
+        Args:
+            table: the shard's.
+            calendar: of the input's time zone.
+            settings: all of them.
+            learner: the shard's network; None: the experts alone.
+        """
+        self._table, self._calendar, self._learner = table, calendar, learner
+        self._resolutions = settings.resolutions
+        self._is_count = settings.input.aggregate == "count"
+        self._seats = Seats(learner) if learner else None
+        self.pools = tuple(
+            Pool(table, calendar, resolution, settings, self._seats)
+            for resolution in self._resolutions
+        )
+        self._agreement = Agreement(
+            table,
+            self._resolutions,
+            is_count=self._is_count,
+            is_mean=settings.input.aggregate == "mean",
+        )
+        self._fresh: list[int] = []  # the resolutions that closed a bucket at the newest boundary
+        levels = len(settings.output.quantiles)
+        self._standing = tuple(
+            Standing(
+                table,
+                f"standing.{pool.resolution.step_ms}",
+                pool.resolution.horizon,
+                levels,
+                len(pool.experts),
+            )
+            for pool in self.pools[1:]
+        )
+
+    @property
+    def training_steps(self) -> int:
+        """Steps that have trained the network."""
+        return self._learner.steps if self._learner else 0
+
+    def begin(self, time_ms: int) -> None:
+        """Open the buckets of `time_ms` as the first ones."""
+        for pool in self.pools:
+            pool.window.begin(time_ms)
+
+    def absorb(self, slots: Int64, time_ms: Int64, value: Float64) -> None:
+        """Add events (N,) to their open buckets."""
+        for pool in self.pools:
+            pool.window.absorb(slots, time_ms, value)
+
+    def close(self, hop_ms: int) -> Iterator[tuple[int, Closed]]:
+        """Close every bucket that ends by the hop: yields its resolution, and what it came to.
+
+        At boundaries before the hop forecasts are issued as well; those of the hop are left to
+        `issue`.
+        """
+        *before, last = self._boundaries(hop_ms)
+        for boundary_ms in before:
+            yield from self._close(boundary_ms)
+            for _ in self.issue(boundary_ms):
+                pass
+        yield from self._close(last)
+
+    def issue(self, hop_ms: int) -> Iterator[Issued]:
+        """Forecast every key at the hop, a run of slots at a time; go through it to the end."""
+        steps = steps_at(hop_ms, self._calendar, self._resolutions)
+        fresh = {r: self.pools[r] for r in self._fresh}
+        for pool in fresh.values():
+            pool.look()
+        for rows in chunks(self._table.size):
+            opinions = {r: pool.think(rows) for r, pool in fresh.items()}
+            means, observed = self._means(rows, opinions), self._agreement.observed(rows)
+            if len(self.pools) > 1:
+                errors = [p.expected_error(rows, m) for p, m in zip(self.pools, means, strict=True)]
+                means = self._agreement.agree(rows, steps, means, errors, observed)
+            moved = np.zeros(len(means[0]), np.bool_)
+            for r, pool in fresh.items():
+                pool.keep(rows, opinions[r], means[r])
+                moved |= pool.moved(rows, means[r])
+            yield Issued(
+                rows,
+                moved,
+                self.pools,
+                self._standing,
+                steps,
+                opinions[0],
+                means,
+                observed,
+                self._is_count,
+            )
+        for pool in fresh.values():
+            pool.train()
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is not in the table, for the checkpoint."""
+        return {
+            k: v for name, part in self._parts() for k, v in nested(name, part.arrays()).items()
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take `arrays` back."""
+        for name, part in self._parts():
+            part.restore(under(name, arrays))
+
+    def _parts(self) -> Iterator[tuple[str, Part]]:
+        for pool in self.pools:
+            yield f"pool.{pool.resolution.step_ms}", pool
+        yield "agreement", self._agreement
+        if self._learner:
+            yield "network", self._learner
+
+    # -- close -----------------------------------------------------------------------------------
+
+    def _boundaries(self, hop_ms: int) -> list[int]:
+        """Ends of the finest resolution's buckets up to the hop, save those of a long silence."""
+        window = self.pools[0].window
+        first, until = window.closed, int(self._calendar.index(hop_ms, window.step_ms))
+        ends = np.arange(first + 1, until + 1)
+        if _is_long(window.open, window.context, until - first):
+            far = until - _SILENT_CONTEXTS * window.context
+            ends = ends[(ends <= first + window.open) | (ends > far)]
+        boundaries: list[int] = self._calendar.start(ends, window.step_ms).tolist()
+        return boundaries
+
+    def _close(self, boundary_ms: int) -> Iterator[tuple[int, Closed]]:
+        """Close what ends at or before a boundary, finest first."""
+        self._fresh = []
+        for r, pool in enumerate(self.pools):
+            window = pool.window
+            until = int(self._calendar.index(boundary_ms, window.step_ms))
+            if until > window.closed:
+                self._fresh.append(r)
+            if r == 0 and until - window.closed > 1:
+                pool.skip(until - 1)  # the silence that the boundaries leave out
+            elif _is_long(window.open, window.context, until - window.closed):
+                # A silence beyond memory: what is open, then all at once, then what is remembered.
+                for _ in range(window.open):
+                    yield r, self._close_one(r)
+                pool.skip(until - _SILENT_CONTEXTS * window.context)
+            while window.closed < until:
+                yield r, self._close_one(r)
+
+    def _close_one(self, r: int) -> Closed:
+        closed = self.pools[r].close()
+        if r == 0:
+            self._agreement.observe(closed.truth)
+        else:
+            self._agreement.learn(r, closed.truth)
+        return closed
+
+    # -- issue -----------------------------------------------------------------------------------
+
+    def _means(self, rows: slice, opinions: Mapping[int, Opinion]) -> list[Float64]:
+        """R times (B, H) what each resolution says by itself, now or when its bucket closed."""
+        means = [opinions[0].mean]
+        for r, (pool, standing) in enumerate(zip(self.pools[1:], self._standing, strict=True), 1):
+            if r in opinions:
+                standing.keep(rows, pool.statement(opinions[r]))
+            mean = standing.mean(rows)
+            unsaid = np.flatnonzero(np.isnan(mean[:, 0]) & self._table.live[rows])
+            if len(unsaid):  # newcomers
+                slots = rows.start + unsaid
+                standing.keep(slots, pool.statement(pool.think(slots)))
+                mean = standing.mean(rows)
+            means.append(mean)
+        return means
+
+
+def _is_long(open_buckets: int, context: int, behind: int) -> bool:
+    """Is a window so far `behind` that not all of it is closed one by one?"""
+    return behind > open_buckets + _SILENT_CONTEXTS * context
