@@ -1,7 +1,7 @@
 """Checkpoints: a shard as bytes, with the offset of the next record to read.
 
     ┌───────┬─────────┬────────┬────────────────────────────────────────────────┐
-    │ magic │ version │ crc32  │ safetensors: header (as metadata) and arrays   │
+    │ magic │ version │ crc32  │ archive: header and arrays                     │
     └───────┴─────────┴────────┴────────────────────────────────────────────────┘
         4        4        4        the checksum covers all but itself, in every version
 
@@ -10,17 +10,15 @@ that forecasts depend on are in the header: a checkpoint of other settings is re
 differs.
 """
 
-import json
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
+from stream_forecaster import archive
 from stream_forecaster.errors import CheckpointCorrupt, CheckpointMismatch
 
 VERSION = 2
@@ -93,8 +91,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "log_id": checkpoint.log_id,
         "settings": checkpoint.settings,
     }
-    metadata = {"header": json.dumps(header)}
-    body = safetensors.numpy.save(dict(checkpoint.arrays), metadata=metadata)
+    body = archive.pack(header, checkpoint.arrays)
     return _HEAD.pack(_MAGIC, VERSION, _checksum(VERSION, body)) + body
 
 
@@ -114,13 +111,11 @@ def decode(data: bytes) -> Checkpoint:
     if version != VERSION:
         raise CheckpointMismatch(f"checkpoint format {version}; this version reads {VERSION}")
     try:
-        arrays = safetensors.numpy.load(body)
-        size = int.from_bytes(body[:8], "little")
-        header = json.loads(json.loads(body[8 : 8 + size])["__metadata__"]["header"])
+        header, arrays = archive.unpack(body)
         return Checkpoint(
             header["partition"], header["offset"], header["log_id"], header["settings"], arrays
         )
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise CheckpointCorrupt(
             f"a checkpoint with a valid checksum does not parse: {error}"
         ) from None

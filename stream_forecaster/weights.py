@@ -5,7 +5,6 @@ the modules of the step nearest to its own, so any settings can start from any f
 architecture. Nothing is ever unpickled.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,12 +12,10 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
-from stream_forecaster import network
+from stream_forecaster import archive, network
 from stream_forecaster.errors import WeightsMismatch
 
 ARCHITECTURE: dict[str, Any] = {
@@ -61,7 +58,7 @@ class Weights:
             "shares": self.shares.tolist(),
             "card": self.card,
         }
-        return safetensors.numpy.save(dict(self.arrays), {"header": json.dumps(header)})
+        return archive.pack(header, self.arrays)
 
 
 def decode(data: bytes, name: str) -> Weights:
@@ -71,14 +68,12 @@ def decode(data: bytes, name: str) -> Weights:
         WeightsMismatch: no weights of ours, or of another architecture: says what differs.
     """
     try:
-        arrays = safetensors.numpy.load(data)
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["header"])
+        header, arrays = archive.unpack(data)
         theirs = dict(header["architecture"])
         found = Weights(
             tuple(header["steps_ms"]), arrays, np.array(header["shares"]), header["card"]
         )
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise WeightsMismatch(f"{name}: not a file of network weights ({error})") from None
     theirs |= {"shares": found.shares.shape} | {name: a.shape for name, a in arrays.items()}
     ours = ARCHITECTURE | _shapes(len(found.steps_ms))

@@ -16,6 +16,7 @@ PACKAGE = Path(stream_forecaster.__file__).parent
 
 LIST = (
     "errors",
+    "archive",
     "calendar",
     "config",
     "records",
@@ -105,6 +106,7 @@ ONLY_IN = {
     },
     "prometheus_client": {"edge.telemetry"},
     "river": {"drift", "river_adapter"},
+    "safetensors": {"archive"},
 }
 WORLD = frozenset(
     """asyncio fsspec glob io logging multiprocessing os pathlib random rich secrets shutil signal
