@@ -57,8 +57,8 @@ _BOUND = 3.0
 """The most that a correction amounts to, in expected errors."""
 _LARGEST_LOGIT = 30.0
 _MIDDLE = LEVELS.index(0.5)
-# A normal distribution whose mean absolute value is one: where the widths begin.
-_NORMAL = [NormalDist().inv_cdf(level) * 1.2533 for level in LEVELS]
+NORMAL = [NormalDist().inv_cdf(level) * 1.2533 for level in LEVELS]
+"""Quantiles of a normal distribution whose mean absolute value is one: where the widths begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         self.step = nn.Linear(2 * m + CLUES, _WIDTH)
         self.mix = nn.Linear(_WIDTH, _WIDTH)
         self.out = nn.Linear(_WIDTH, m + 1 + 3 + q - 1)
-        self.register_buffer("base", torch.tensor(_NORMAL).diff(), persistent=False)
+        self.register_buffer("base", torch.tensor(NORMAL).diff(), persistent=False)
         nn.init.normal_(self.out.weight, std=0.02)
         nn.init.zeros_(self.out.bias)
         with torch.no_grad():

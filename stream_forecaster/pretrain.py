@@ -14,7 +14,6 @@ Everything follows from the seed.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,9 @@ from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.learning import Learner, Pace
 from stream_forecaster.lstm import Seats
-from stream_forecaster.network import LEVELS
+from stream_forecaster.network import LEVELS, NORMAL
 from stream_forecaster.pool import Pool
+from stream_forecaster.scoring import pinball
 from stream_forecaster.series import World, generate, generate_minutes
 from stream_forecaster.weights import Weights
 
@@ -146,13 +146,14 @@ class Pretraining:
             self._learner.leave()
             worlds += 1
 
-    def weights(self, card: dict[str, Any]) -> Weights:
-        """The weights as they stand, with the shares that the worlds set aside justify."""
-        return Weights(STEPS_MS, self._learner.parameters(), self.report().shares, card)
+    def weights(self, report: Report, card: dict[str, Any]) -> Weights:
+        """The weights as they stand, with the shares that `report` justifies."""
+        return Weights(STEPS_MS, self._learner.parameters(), report.shares, card)
 
     def report(self) -> Report:
         """Measure the network on the worlds set aside."""
-        rows, pinball, absolute, residual, shares = [], [], [], [], []
+        rows, losses, absolute, residual, shares = [], [], [], [], []
+        levels, normal = np.array(LEVELS), np.array([NORMAL])
         for resolution in range(len(STEPS_MS)):
             *answers, truth = self._learner.examine(resolution, self._aside)
             landed = ~np.isnan(truth)
@@ -162,9 +163,10 @@ class Pretraining:
             rows.append(len(truth))
             residual.append(float(np.mean((y - paths[0]) ** 2) / base))
             absolute.append(float(np.mean((y - paths[1]) ** 2) / base))
-            pinball.append(float(_pinball(y, quantiles) / _pinball(y, _NORMAL[None])))
+            own, pools = (pinball(y, said, levels).mean() for said in (quantiles, normal))
+            losses.append(float(own / pools))
             shares.append(_shares(np.stack(paths), y))
-        return Report(rows, pinball, absolute, residual, np.array(shares))
+        return Report(rows, losses, absolute, residual, np.array(shares))
 
     def _pace(self) -> None:
         """A warm-up, then a cosine down to a fiftieth."""
@@ -172,15 +174,6 @@ class Pretraining:
         rate = min(1.0, self._learner.steps / _WARM_UP) * (0.51 + 0.49 * np.cos(np.pi * done))
         for group in self._learner.optimizer.param_groups:
             group["lr"] = _PACE.rate * rate
-
-
-_NORMAL = np.array([NormalDist(0, 1.2533).inv_cdf(level) for level in LEVELS])
-"""Quantiles of a normal distribution whose mean absolute value is one."""
-
-
-def _pinball(truth: NDArray[Any], quantiles: NDArray[Any]) -> float:
-    miss = truth[:, None] - quantiles
-    return float(np.maximum(np.array(LEVELS) * miss, (np.array(LEVELS) - 1) * miss).mean())
 
 
 def _shares(paths: Float64, truth: Float64) -> Float64:

@@ -59,7 +59,7 @@ def pretrain(out: str, *, steps: int, seed: int, begin_with: str | None, console
         "minutes": round((time.monotonic() - begin_s) / 60, 1),
         "worth": _as_json(report),
     }
-    write_weights(out, training.weights(card))
+    write_weights(out, training.weights(report, card))
     console.print(_table(report))
     console.print(f"{out}: {steps:,} steps in {card['minutes']} minutes", markup=False)
     return 0
