@@ -158,7 +158,7 @@ class Learner:
     """The network of one shard, its average, and how both are trained.
 
     Attributes:
-        shares: (R, 2) with which weights the network's paths enter the fusion.
+        shares: (R, 2) with which weights the absolute and the residual path enter the fusion.
         steps: training steps taken.
         loss: of the last one.
         speaks: is the network asked for forecasts, or only taught?
@@ -220,7 +220,7 @@ class Learner:
     def answer(
         self, resolution: int, states: Float32, told: Mapping[str, Float32], ahead: Int64
     ) -> tuple[Float32, Float32, Float32]:
-        """Residual and absolute path (B, H) and quantiles (B, H, Q), in expected errors.
+        """Absolute and residual path (B, H) and quantiles (B, H, Q), in expected errors.
 
         Args:
             resolution: which.
@@ -305,7 +305,7 @@ class Learner:
     ) -> tuple[Float32, Float32, Float32, Float32]:
         """What this network's average says to another learner's samples, and what was true.
 
-        Residual and absolute path (N, H), quantiles (N, H, Q), truths (N, H), all in expected
+        Absolute and residual path (N, H), quantiles (N, H, Q), truths (N, H), all in expected
         errors; truths that did not land are NaN.
         """
         samples = other._samples[resolution]  # noqa: SLF001  (its own class)
@@ -394,11 +394,11 @@ class Learner:
 
 
 def _joined(parts: Sequence[Answer]) -> tuple[Float32, Float32, Float32]:
-    residual, absolute, quantiles = (
+    absolute, residual, quantiles = (
         torch.cat([getattr(part, name) for part in parts]).cpu().numpy()
-        for name in ("residual", "absolute", "quantiles")
+        for name in ("absolute", "residual", "quantiles")
     )
-    return residual, absolute, quantiles
+    return absolute, residual, quantiles
 
 
 def _parameters(part: nn.Module) -> dict[str, Float32]:

@@ -113,7 +113,8 @@ class Lstm:
     @property
     def shares(self) -> Float64:
         """(2,) how much of the absolute and of the residual path the fusion begins with."""
-        return self._learner.shares[self._resolution, ::-1].copy()
+        shares: Float64 = self._learner.shares[self._resolution].copy()
+        return shares
 
     def note(self, index: int, slots: Int64, error: Float64) -> None:
         """One-step errors (B,) that landed in bucket `index`, in expected errors."""
@@ -165,7 +166,7 @@ class Lstm:
     def _answer(self, view: View) -> tuple[Float64, Float64, Float64]:
         states = [seat._column("state")[view.slots] for seat in self._seats]  # noqa: SLF001  (its own class)
         told = self._steps(view)
-        residual, absolute, quantiles = self._learner.answer(
+        absolute, residual, quantiles = self._learner.answer(
             self._resolution, np.stack(states, axis=1).astype(np.float32), told, view.ahead
         )
         low, high, part = self._levels

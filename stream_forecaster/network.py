@@ -51,6 +51,8 @@ CLUES = 12
 BUCKETS = 8
 """Horizon buckets of the gate: steps 1, 2, 3-4, 5-8, ... 65 and more."""
 STATE = 32
+PATHS = ("absolute", "residual")
+"""What the decoder says beside quantiles, in the order of their weights in the fusion."""
 
 _HIDDEN, _WIDTH = 48, 48
 _BOUND = 3.0

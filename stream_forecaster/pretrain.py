@@ -89,7 +89,7 @@ class Report:
         rows: samples.
         pinball: mean pinball loss of its quantiles over that of the pool's path with normal ones.
         absolute, residual: mean squared error of its paths over that of the pool's.
-        shares: (S, 2) of residual and absolute path, by least squares, none negative.
+        shares: (S, 2) of absolute and residual path, by least squares, none negative.
     """
 
     rows: list[int]
@@ -161,8 +161,8 @@ class Pretraining:
             *paths, quantiles = (answer[landed].astype(np.float64) for answer in answers)
             base = np.mean(y**2)
             rows.append(len(truth))
-            residual.append(float(np.mean((y - paths[0]) ** 2) / base))
-            absolute.append(float(np.mean((y - paths[1]) ** 2) / base))
+            absolute.append(float(np.mean((y - paths[0]) ** 2) / base))
+            residual.append(float(np.mean((y - paths[1]) ** 2) / base))
             own, pools = (pinball(y, said, levels).mean() for said in (quantiles, normal))
             losses.append(float(own / pools))
             shares.append(_shares(np.stack(paths), y))

@@ -27,6 +27,7 @@ ARCHITECTURE: dict[str, Any] = {
     "clues": network.CLUES,
     "buckets": network.BUCKETS,
     "state": network.STATE,
+    "paths": list(network.PATHS),
 }
 
 
@@ -37,7 +38,7 @@ class Weights:
     Attributes:
         steps_ms: (S,) the bucket widths that the modules were trained at.
         arrays: parameters by name, as `Network(S).state_dict()` has them.
-        shares: (S, 2) the weights with which the residual and the absolute path enter the fusion.
+        shares: (S, 2) the weights with which the absolute and the residual path enter the fusion.
         card: data, time, limits, scores.
     """
 

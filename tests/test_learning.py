@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from stream_forecaster.learning import Learner, Pace, Told
-from stream_forecaster.network import CANDIDATES, CHANNELS, CLUES, STATE, STATISTICS
+from stream_forecaster.network import CANDIDATES, CHANNELS, CLUES, PATHS, STATE, STATISTICS
 from stream_forecaster.weights import shipped
 
 _K, _H = 6, 3
@@ -235,6 +235,18 @@ def test_it_begins_with_the_nearest_modules() -> None:
     np.testing.assert_array_equal(learner.shares, shipped().shares[[1, 1]])
 
 
+def test_answers_and_shares_have_one_order() -> None:
+    """The absolute path first: it may go where an expert does; the residual one is bounded."""
+    learner = _learner()
+    told = _told(np.random.default_rng(0), 4)
+    told.candidates[:] = 50
+    states = np.stack([learner.encode(0, told.windows[0], told.statistics[:, 0])] * 2, axis=1)
+    asked = {name: getattr(told, name) for name in ("candidates", "losses", "clues")}
+    absolute, residual, _ = learner.answer(0, states, asked, np.arange(1, _H + 1))
+    assert PATHS == ("absolute", "residual")
+    assert np.abs(residual).max() <= 3 < np.abs(absolute).min()
+
+
 def test_random_weights_have_no_share() -> None:
     """No one has reason to trust them."""
     assert not _learner().shares.any()
@@ -290,7 +302,7 @@ def test_it_learns_what_can_be_learned() -> None:
         fresh = learner.arrays()["0.index"] == index
         truth[fresh] = learner.arrays()["0.candidates"][fresh][:, :, CANDIDATES.index("ridge")]
         learner.train(0, index)
-        _, absolute, _, landed = learner.examine(0, learner)
+        absolute, _, _, landed = learner.examine(0, learner)
         errors.append(float(np.mean((absolute - landed) ** 2)))
     assert errors[-1] < 0.3 * errors[0]
 

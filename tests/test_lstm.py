@@ -102,7 +102,7 @@ def test_answers_are_around_the_path_in_its_units() -> None:
     view = replace(seat.view(np.full((_K, _H), 10.0)), unit=np.full((_K, _H), 2.0))
     states = seat.table["lstm.60000.state"][:, None].astype(np.float32)
     own = seat.learner.answer(0, states, seat.lstm._steps(view), view.ahead)
-    residual, absolute, quantiles = (10 + 2 * part for part in own)
+    absolute, residual, quantiles = (10 + 2 * part for part in own)
     found = seat.lstm.answer(view)
     np.testing.assert_allclose(found[0], absolute, rtol=1e-5)
     np.testing.assert_allclose(found[1], residual, rtol=1e-5)

@@ -117,6 +117,13 @@ def test_a_part_unknown_here_is_another_architecture() -> None:
         decode(_file(dict(_weights().arrays), architecture=other), "w")
 
 
+def test_shares_in_an_order_that_is_not_told_are_refused() -> None:
+    """Files once had the residual path first and did not say so: read as ours they mislead."""
+    untold = {name: value for name, value in ARCHITECTURE.items() if name != "paths"}
+    with pytest.raises(WeightsMismatch, match=r"paths is None there and \['absolute', "):
+        decode(_file(dict(_weights().arrays), architecture=untold), "w")
+
+
 def test_parameters_of_another_shape_are_refused_by_name() -> None:
     """As are those that are missing and those that nobody knows."""
     arrays = dict(_weights().arrays)
