@@ -85,8 +85,8 @@ def decode(data: bytes, name: str) -> Weights:
     ]
     if differing:
         raise WeightsMismatch(
-            f"{name}: weights of another architecture: {'; '.join(differing)}. Train them anew "
-            "with `stream-forecaster fit`."
+            f"{name}: weights of another architecture: {'; '.join(differing)}. Make new ones with "
+            "`stream-forecaster pretrain`, or use those that ship (an empty model.weights)."
         )
     return found
 

@@ -108,6 +108,7 @@ def test_another_architecture_is_refused_by_what_differs() -> None:
     with pytest.raises(WeightsMismatch, match="state is 64 there and 32 here") as refused:
         decode(_file(dict(_weights().arrays), architecture=other), "w")
     assert "patch" not in str(refused.value)
+    assert "`stream-forecaster pretrain`" in str(refused.value)
 
 
 def test_a_part_unknown_here_is_another_architecture() -> None:
