@@ -1,9 +1,9 @@
 """The command line: builds the parts from the settings, and prints.
 
-    run · demo                           the service; the whole line on this machine
-    check · topics · simulate · tail     beside a running service
-    replay · backtest                    events from files
-    pretrain                             the weights that the network starts from
+    run · demo                                  the service; the whole line on this machine
+    check · topics · simulate · tail            beside a running service
+    replay · backtest                           events from files
+    pretrain                                    the weights that the network starts from
     plan · state · config · schema · version    to look things up
 
 Data goes to stdout, all else to stderr. Exit codes: 0 done, 1 a check or a comparison failed,
