@@ -271,6 +271,18 @@ class Model(_Section):
         description="the network forecasts at most so many keys of a partition whenever a bucket "
         "closes, half of them the most active, half in turn; 0: all",
     )
+    train_every_hops: int = Field(
+        6,
+        ge=0,
+        description="closed buckets of a resolution between two training steps on its samples, "
+        "taken in `run` as the stream goes; 0: the network is never trained, it only forecasts",
+    )
+    train_rows: int = Field(
+        64,
+        ge=1,
+        le=256,
+        description="the most samples in a training step; 256 are kept of each resolution",
+    )
     river: tuple[str, ...] = Field(
         (), description="forecasters of river.time_series that join the pool for the first keys"
     )

@@ -56,7 +56,7 @@ class Pace:
     """How much is learned, and how fast.
 
     Attributes:
-        every: closed buckets between two lessons.
+        every: closed buckets between two lessons; 0: there are none.
         draw: samples taken then.
         repeat: steps taken then.
         rows: samples in a step.
@@ -244,9 +244,10 @@ class Learner:
     def due(self, index: int, *, lifted: bool = False) -> bool:
         """Is it time to draw samples and train? `index` is the closed bucket's.
 
-        `lifted`: after a drift it is so after every bucket.
+        `lifted`: after a drift it is so after every bucket, unless it never is.
         """
-        return (lifted or index % self._pace.every == 0) and not self.quiet
+        every = self._pace.every
+        return every > 0 and (lifted or index % every == 0) and not self.quiet
 
     def draw(self, resolution: int, index: int, live: Int64) -> Int64:
         """Slots to take samples of, drawn from `live`."""

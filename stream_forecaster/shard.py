@@ -306,5 +306,12 @@ def _learner(settings: Settings, partition: int, weights: Weights | None) -> Lea
     steps, contexts, horizons = zip(
         *((r.step_ms, r.context, r.horizon) for r in settings.resolutions), strict=True
     )
-    seed = (settings.model.seed, partition)
-    return Learner(steps, contexts, horizons, weights or shipped(), seed=seed, pace=Pace())
+    model = settings.model
+    return Learner(
+        steps,
+        contexts,
+        horizons,
+        weights or shipped(),
+        seed=(model.seed, partition),
+        pace=Pace(every=model.train_every_hops, rows=model.train_rows),
+    )

@@ -103,6 +103,8 @@ def test_another_version_is_refused() -> None:
         ({"output": {"quantiles": [0.5]}}, "output.quantiles"),
         ({"resolutions": [{"step": "1m", "context": 9, "horizon": 3}]}, "resolutions"),
         ({"model": {"seed": 7}}, "model.seed"),
+        ({"model": {"train_every_hops": 0}}, "model.train_every_hops was 6 and is 0"),
+        ({"model": {"train_rows": 8}}, "model.train_rows was 64 and is 8"),
         ({"state": {"key_ttl": "1d"}}, "state.key_ttl"),
         ({"kafka": {"group_id": "other"}}, "kafka.group_id"),
     ],

@@ -60,6 +60,8 @@ publish = "changed"
 [model]
 weights = ""
 network = true
+train_every_hops = 6
+train_rows = 64
 profile = "auto"
 seed = 0
 
@@ -672,7 +674,13 @@ SECTIONS: dict[str, st.SearchStrategy[Any]] = {
         },
     ),
     "model": st.fixed_dictionaries(
-        {}, optional={"network": st.booleans(), "seed": st.integers(0, 2**53)}
+        {},
+        optional={
+            "network": st.booleans(),
+            "train_every_hops": st.integers(0, 1_000),
+            "train_rows": st.integers(1, 256),
+            "seed": st.integers(0, 2**53),
+        },
     ),
     "state": st.fixed_dictionaries(
         {}, optional={"checkpoint_interval": DURATIONS, "key_ttl": LONG_DURATIONS}
@@ -710,7 +718,7 @@ DETERMINING = {
         "max_key_bytes",
     },
     "output": {"quantiles", "publish"},
-    "model": {"weights", "network", "profile", "seed"},
+    "model": {"weights", "network", "train_every_hops", "train_rows", "profile", "seed"},
     "state": {"key_ttl"},
 }
 """Section -> its settings that forecasts depend on; `resolutions` besides."""
@@ -749,7 +757,14 @@ CHANGES: dict[str, dict[str, Any]] = {
         "max_key_bytes": "2KiB",
     },
     "output": {"quantiles": [0.5], "publish": "every_hop"},
-    "model": {"weights": "file:///w", "network": False, "profile": "lean", "seed": 1},
+    "model": {
+        "weights": "file:///w",
+        "network": False,
+        "train_every_hops": 0,
+        "train_rows": 32,
+        "profile": "lean",
+        "seed": 1,
+    },
     "state": {"key_ttl": "1d"},
 }
 
@@ -779,7 +794,7 @@ def test_the_rest_leaves_config_id_alone(mapping: dict[str, Any]) -> None:
 
 def test_config_id_of_the_defaults_is_pinned() -> None:
     """Changing it makes every checkpoint and message id new: a decision, not a side effect."""
-    assert parse({}).config_id == "4dd42d094980"
+    assert parse({}).config_id == "0f8de592f760"
 
 
 def test_determining_survives_json() -> None:

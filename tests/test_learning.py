@@ -307,6 +307,12 @@ def test_it_learns_what_can_be_learned() -> None:
     assert errors[-1] < 0.3 * errors[0]
 
 
+def test_at_no_pace_nothing_is_ever_due() -> None:
+    """0 is no number of buckets to wait for."""
+    learner = _learner(pace=Pace(every=0))
+    assert not any(learner.due(index) for index in range(10))
+
+
 def test_quiet_learners_take_no_samples() -> None:
     """Until told otherwise."""
     learner = _learner()

@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from streams import MINUTE_MS, START_MS, Row, block, event, messages, rows, settings, shard
+from streams import (
+    MINUTE_MS,
+    START_MS,
+    Row,
+    block,
+    busy_log,
+    event,
+    messages,
+    rows,
+    settings,
+    shard,
+)
 
-from stream_forecaster.config import Settings, parse
+from stream_forecaster.config import Settings, parse, redacted
 from stream_forecaster.events import Reason
 from stream_forecaster.forecasts import Forecast
 from stream_forecaster.shard import Shard, Turn
@@ -300,3 +311,47 @@ def test_every_event_counts_in_every_zone(
         total = told.table[f"window.{pool.window.step_ms}.total"]
         assert total.sum() == turn.events
     assert turn.events + len(turn.rejects) == len(log)
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def _trained(**model: int) -> tuple[Shard, list[Turn]]:
+    """A shard with these settings of its network, after an hour, and its turns."""
+    base = settings(network=True)
+    config = parse({**redacted(base), "model": {"network": True, **model}})
+    told, log = shard(config), busy_log(240)
+    return told, [told.advance(block(log, i, i + 60)) for i in range(0, len(log), 60)]
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_training_is_metered_by_the_buckets_of_each_resolution(every: int) -> None:
+    """One step at each that is due and has a label to learn from."""
+    told, turns = _trained(train_every_hops=every)
+    steps = 0
+    for pool in told.pools:
+        first = (START_MS - 1000 * _LATENESS_S) // pool.resolution.step_ms
+        closed = np.arange(first, pool.window.closed)
+        due = closed[closed % every == 0]
+        steps += len(due) - 1  # the first samples have no label yet
+    assert sum(turn.training_steps for turn in turns) == steps
+
+
+def test_a_network_that_is_never_trained_forecasts() -> None:
+    """With the weights it began with, to the end."""
+    told, turns = _trained(train_every_hops=0)
+    assert not any(turn.training_steps for turn in turns)
+    begun = shard(settings(network=True)).checkpoint().arrays
+    for name, array in told.checkpoint().arrays.items():
+        if name.startswith(("network.network.", "network.average.")):
+            np.testing.assert_array_equal(array, begun[name])
+    weights = turns[-1].forecasts[-1].paths[0].weights.mean(axis=0)
+    assert weights[told.pools[0].experts.index("lstm")] > 0
+
+
+def test_rows_bound_what_a_step_learns_from() -> None:
+    """As many steps, on fewer samples: another network."""
+    (few, turns), (many, others) = _trained(train_rows=1), _trained(train_rows=64)
+    assert [t.training_steps for t in turns] == [t.training_steps for t in others]
+    name = "network.network.decoders.0.out.weight"
+    assert (few.checkpoint().arrays[name] != many.checkpoint().arrays[name]).any()
