@@ -26,16 +26,8 @@ from torch.random import fork_rng
 
 from stream_forecaster.inputs import gate_bucket, window_length
 from stream_forecaster.keys import nested, under
-from stream_forecaster.network import (
-    CANDIDATES,
-    CHANNELS,
-    CLUES,
-    STATISTICS,
-    Answer,
-    Network,
-    Steps,
-    loss,
-)
+from stream_forecaster.network import Answer, Network, Steps, loss
+from stream_forecaster.samples import Samples, Told
 from stream_forecaster.weights import Weights
 
 Float32 = NDArray[np.float32]
@@ -46,7 +38,6 @@ _CHUNK = 1024
 """Rows that go through the network at once."""
 _STEPS = 16
 """Steps of the horizon, drawn at random, that one training step looks at."""
-_LONG_AGO = np.iinfo(np.int64).min // 2
 _HARD = 3.0
 """A sample with a larger loss counts in proportion: noise has no lesson."""
 
@@ -76,88 +67,11 @@ class Pace:
     speaks: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the network is told of B keys of one resolution.
-
-    Attributes:
-        windows: per resolution (B, T, CHANNELS).
-        statistics: (B, R, STATISTICS).
-        present: (B, R) has the key a state at that resolution?
-        candidates, losses: (B, H, M).
-        clues: (B, H, CLUES).
-        path, unit: (B, H) the pool's path and its expected error.
-    """
-
-    windows: Sequence[Float32]
-    statistics: Float32
-    present: NDArray[np.bool_]
-    candidates: Float32
-    losses: Float32
-    clues: Float32
-    path: Float64
-    unit: Float64
-
-
-class _Samples:
-    """The samples of one resolution, N rows; those never written have no slot."""
-
-    def __init__(self, capacity: int, windows: Sequence[int], horizon: int) -> None:
-        n, r, h, m = capacity, len(windows), horizon, len(CANDIDATES)
-        self.arrays: dict[str, NDArray[Any]] = {
-            **{
-                f"window.{i}": np.zeros((n, t, CHANNELS), np.float32) for i, t in enumerate(windows)
-            },
-            "statistics": np.zeros((n, r, STATISTICS), np.float32),
-            "present": np.zeros((n, r), np.bool_),
-            "candidates": np.full((n, h, m), np.nan, np.float32),
-            "losses": np.zeros((n, h, m), np.float32),
-            "clues": np.zeros((n, h, CLUES), np.float32),
-            "path": np.zeros((n, h)),
-            "unit": np.ones((n, h)),
-            "truth": np.full((n, h), np.nan, np.float32),
-            "slot": np.full(n, -1, np.int64),
-            "since": np.zeros(n, np.int64),  # the key's first bucket: another key's is later
-            "index": np.full(n, _LONG_AGO, np.int64),
-        }
-        self._horizon = horizon
-
-    def add(
-        self, rng: np.random.Generator, index: int, slots: Int64, since: Int64, told: Told
-    ) -> None:
-        """Keep what the network was told at bucket `index`, instead of completed samples."""
-        a = self.arrays
-        complete = np.flatnonzero(a["index"] + self._horizon <= index)
-        if len(complete) < len(slots):
-            complete = np.argsort(a["index"], kind="stable")[: len(slots)]
-        rows = rng.permutation(complete)[: len(slots)]
-        for i, window in enumerate(told.windows):
-            a[f"window.{i}"][rows] = window
-        for name in ("statistics", "present", "candidates", "losses", "clues", "path", "unit"):
-            a[name][rows] = getattr(told, name)
-        a["truth"][rows] = np.nan
-        a["slot"][rows], a["since"][rows], a["index"][rows] = slots, since, index
-
-    def land(self, index: int, truth: Float64, since: Int64) -> None:
-        """Bucket `index` has closed with `truth` (K,): a label for all that forecast it."""
-        a = self.arrays
-        step = index - a["index"] - 1  # (N,)
-        rows = np.flatnonzero((a["slot"] >= 0) & (step >= 0) & (step < self._horizon))
-        slots = a["slot"][rows]
-        rows = rows[since[slots] == a["since"][rows]]
-        h = step[rows]
-        error = (truth[a["slot"][rows]] - a["path"][rows, h]) / a["unit"][rows, h]
-        a["truth"][rows, h] = np.clip(error, -30, 30)
-
-    def labelled(self) -> Int64:
-        """Rows with a label or more."""
-        return np.flatnonzero(~np.isnan(self.arrays["truth"]).all(axis=1))
-
-
 class Learner:
     """The network of one shard, its average, and how both are trained.
 
     Attributes:
+        samples: of each resolution.
         shares: (R, 2) with which weights the absolute and the residual path enter the fusion.
         steps: training steps taken.
         loss: of the last one.
@@ -199,7 +113,7 @@ class Learner:
             self.network.parameters(), lr=pace.rate, betas=(0.9, 0.98), weight_decay=0.01
         )
         lengths = [window_length(context) for context in contexts]
-        self._samples = [_Samples(pace.capacity, lengths, horizon) for horizon in horizons]
+        self.samples = [Samples.room(pace.capacity, lengths, horizon) for horizon in horizons]
         self.steps, self.loss = 0, float("nan")
         self.quiet = False
 
@@ -252,29 +166,31 @@ class Learner:
     def draw(self, resolution: int, index: int, live: Int64) -> Int64:
         """Slots to take samples of, drawn from `live`."""
         rng = self._rng(resolution, index, 0)
-        return np.sort(rng.permutation(live)[: self._pace.draw])
+        return self.samples[resolution].choose(rng, live, self._pace.draw)
 
     def take(self, resolution: int, index: int, slots: Int64, since: Int64, told: Told) -> None:
         """Keep samples of `slots` (B,), whose first buckets are `since` (B,)."""
         rng = self._rng(resolution, index, 1)
-        self._samples[resolution].add(rng, index, slots, since, told)
+        self.samples[resolution].add(rng, index, slots, since, told)
 
     def land(self, resolution: int, index: int, truth: Float64, since: Int64) -> None:
         """Bucket `index` has closed with `truth` (K,)."""
-        self._samples[resolution].land(index, truth, since)
+        self.samples[resolution].land(index, truth, since)
 
     def train(self, resolution: int, index: int) -> None:
         """Take the steps that are due on samples of one resolution, if any label has landed."""
-        labelled = self._samples[resolution].labelled()
+        samples = self.samples[resolution]
+        labelled = samples.labelled
         if not len(labelled):
             return
         rng = self._rng(resolution, index, 2)
         for _ in range(self._pace.repeat):
-            self._step(resolution, labelled, rng)
+            self.study(resolution, samples, rng.permutation(labelled)[: self._pace.rows], rng)
 
-    def _step(self, resolution: int, labelled: Int64, rng: np.random.Generator) -> None:
-        samples = self._samples[resolution]
-        rows = rng.permutation(labelled)[: self._pace.rows]
+    def study(
+        self, resolution: int, samples: Samples, rows: Int64, rng: np.random.Generator
+    ) -> None:
+        """Take one step on `rows` of `samples`, and some steps of their horizon drawn by `rng`."""
         ahead = np.sort(rng.permutation(samples.arrays["truth"].shape[1])[:_STEPS]) + 1
         told = {name: array[rows] for name, array in samples.arrays.items()}
         for name in ("candidates", "losses", "clues", "truth"):
@@ -297,20 +213,18 @@ class Learner:
 
     def leave(self) -> None:
         """Leave the present log for another: no more labels land for its samples."""
-        for samples in self._samples:
-            samples.arrays["slot"][:] = -1
-            samples.arrays["index"][:] = _LONG_AGO
+        for samples in self.samples:
+            samples.leave()
 
     def examine(
-        self, resolution: int, other: "Learner"
+        self, resolution: int, samples: Samples
     ) -> tuple[Float32, Float32, Float32, Float32]:
-        """What this network's average says to another learner's samples, and what was true.
+        """What this network's average says to samples, and what was true.
 
-        Absolute and residual path (N, H), quantiles (N, H, Q), truths (N, H), all in expected
-        errors; truths that did not land are NaN.
+        Absolute and residual path (N, H), quantiles (N, H, Q), truths (N, H) of those that have a
+        label, all in expected errors; truths that did not land are NaN.
         """
-        samples = other._samples[resolution]  # noqa: SLF001  (its own class)
-        labelled, parts = samples.labelled(), []
+        labelled, parts = samples.labelled, []
         with torch.inference_mode():
             for chunk in _chunks(len(labelled)):
                 told = {name: array[labelled[chunk]] for name, array in samples.arrays.items()}
@@ -334,7 +248,7 @@ class Learner:
             },
             **{
                 k: v
-                for i, s in enumerate(self._samples)
+                for i, s in enumerate(self.samples)
                 for k, v in nested(f"{i}", s.arrays).items()
             },
         }
@@ -349,7 +263,7 @@ class Learner:
             parameter, moment = name.split(".")
             state.setdefault(int(parameter), {})[moment] = torch.from_numpy(np.array(array))
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        for i, samples in enumerate(self._samples):
+        for i, samples in enumerate(self.samples):
             found = under(f"{i}", arrays)
             for name, array in samples.arrays.items():
                 array[:] = found[name]

@@ -16,8 +16,9 @@ from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.inputs import Timetable
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.learning import Learner, Told
+from stream_forecaster.learning import Learner
 from stream_forecaster.network import LEVELS, STATE
+from stream_forecaster.samples import Told
 from stream_forecaster.spread import Spread
 from stream_forecaster.windows import Window
 

@@ -155,7 +155,7 @@ class Pretraining:
         rows, losses, absolute, residual, shares = [], [], [], [], []
         levels, normal = np.array(LEVELS), np.array([NORMAL])
         for resolution in range(len(STEPS_MS)):
-            *answers, truth = self._learner.examine(resolution, self._aside)
+            *answers, truth = self._learner.examine(resolution, self._aside.samples[resolution])
             landed = ~np.isnan(truth)
             y = np.clip(truth[landed].astype(np.float64), -10, 10)
             *paths, quantiles = (answer[landed].astype(np.float64) for answer in answers)

@@ -1,14 +1,14 @@
-"""The learner: labels land when and where they should, and everything follows from the seed."""
+"""The learner: it learns from what has landed, and everything follows from the seed."""
 
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
 
-from stream_forecaster.learning import Learner, Pace, Told
+from stream_forecaster.learning import Learner, Pace
 from stream_forecaster.network import CANDIDATES, CHANNELS, CLUES, PATHS, STATE, STATISTICS
+from stream_forecaster.samples import Told
 from stream_forecaster.weights import shipped
 
 _K, _H = 6, 3
@@ -63,72 +63,7 @@ def _assert_equal(one: Arrays, other: Arrays) -> None:
         np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
-def _labels(learner: Learner) -> NDArray[np.float32]:
-    truth: NDArray[np.float32] = learner.arrays()["0.truth"]
-    return truth
-
-
-# -- samples ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sampled() -> Learner:
-    """A learner that took one sample, of key 2, at bucket 10."""
-    learner = _learner(pace=Pace(every=1, draw=1, capacity=1))
-    learner.take(0, 10, np.array([2]), np.array([4]), _told(np.random.default_rng(0), 1))
-    return learner
-
-
-def _land(learner: Learner, index: int, first: int = 4, truth: float = 6.0) -> None:
-    values, since = np.full(_K, 100.0), np.zeros(_K, np.int64)
-    values[2], since[2] = truth, first
-    learner.land(0, index, values, since)
-
-
-def test_labels_land_when_their_bucket_closes(sampled: Learner) -> None:
-    """Each at its step, in expected errors around the path; none before, none after."""
-    nan = np.nan
-    expected = {9: [nan] * 3, 10: [nan] * 3, 11: [3, nan, nan], 12: [3, 3, nan], 13: [3] * 3}
-    for index in range(9, 15):
-        _land(sampled, index)
-        np.testing.assert_array_equal(_labels(sampled)[0], expected.get(index, [3, 3, 3]))
-
-
-def test_another_key_in_the_slot_lands_nothing(sampled: Learner) -> None:
-    """Its first bucket is later than that of the key that was sampled."""
-    _land(sampled, 11, first=11)
-    assert np.isnan(_labels(sampled)).all()
-
-
-def test_a_missing_bucket_lands_nothing(sampled: Learner) -> None:
-    """And the steps after it land all the same."""
-    _land(sampled, 11, truth=np.nan)
-    _land(sampled, 12)
-    np.testing.assert_array_equal(_labels(sampled)[0], [np.nan, 3, np.nan])
-
-
-def test_a_label_is_bounded(sampled: Learner) -> None:
-    """One burst teaches no more than a large error."""
-    _land(sampled, 11, truth=1e12)
-    assert _labels(sampled)[0, 0] == 30
-
-
-def test_nothing_lands_after_leaving(sampled: Learner) -> None:
-    """In another log the slot is another key's, whatever its first bucket."""
-    sampled.leave()
-    _land(sampled, 11)
-    assert np.isnan(_labels(sampled)).all()
-
-
-def test_samples_are_bounded_and_new_ones_replace_complete_ones() -> None:
-    """What still has labels to come is kept as long as there is room."""
-    learner = _learner()
-    for index in range(0, 200, 2):
-        learner.take(0, index, _ALL[:4], _SINCE[:4], _told(np.random.default_rng(0), 4))
-        kept = learner.arrays()["0.index"]
-        assert len(kept) == _PACE.capacity
-        assert (kept == index).sum() == 4
-        assert index < 2 or (kept == index - 2).sum() == 4
+# -- training --------------------------------------------------------------------------------------
 
 
 def test_nothing_is_trained_before_a_label_has_landed() -> None:
@@ -302,7 +237,7 @@ def test_it_learns_what_can_be_learned() -> None:
         fresh = learner.arrays()["0.index"] == index
         truth[fresh] = learner.arrays()["0.candidates"][fresh][:, :, CANDIDATES.index("ridge")]
         learner.train(0, index)
-        absolute, _, _, landed = learner.examine(0, learner)
+        absolute, _, _, landed = learner.examine(0, learner.samples[0])
         errors.append(float(np.mean((absolute - landed) ** 2)))
     assert errors[-1] < 0.3 * errors[0]
 

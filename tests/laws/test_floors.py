@@ -32,6 +32,7 @@ LIST = (
     "network",
     "inputs",
     "weights",
+    "samples",
     "learning",
     "lstm",
     "fusion",

@@ -1,0 +1,139 @@
+"""Samples: what the network was told at some time, and what came of it.
+
+A sample is one key at one closed bucket of one resolution. Its labels land as the buckets close
+that it forecast, step by step; what has not landed is NaN.
+
+Axes: N samples, R resolutions, H horizon, T window, M experts; else as in `network`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_forecaster.network import CANDIDATES, CHANNELS, CLUES, STATISTICS
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+_LONG_AGO = np.iinfo(np.int64).min // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the network is told of B keys of one resolution.
+
+    Attributes:
+        windows: per resolution (B, T, CHANNELS).
+        statistics: (B, R, STATISTICS).
+        present: (B, R) has the key a state at that resolution?
+        candidates, losses: (B, H, M).
+        clues: (B, H, CLUES).
+        path, unit: (B, H) the pool's path and its expected error.
+    """
+
+    windows: Sequence[Float32]
+    statistics: Float32
+    present: NDArray[np.bool_]
+    candidates: Float32
+    losses: Float32
+    clues: Float32
+    path: Float64
+    unit: Float64
+
+
+class Samples:
+    """The samples of one resolution; rows that were never written have no slot.
+
+    Attributes:
+        arrays: by name, (N, ...) each; a checkpoint keeps them.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.arrays = dict(arrays)
+        self._horizon = arrays["truth"].shape[1]
+
+    @classmethod
+    def room(cls, capacity: int, windows: Sequence[int], horizon: int) -> Self:
+        """Room for samples, none taken.
+
+        Args:
+            capacity: N.
+            windows: (R,) buckets that the encoders read.
+            horizon: H.
+        """
+        n, r, h, m = capacity, len(windows), horizon, len(CANDIDATES)
+        return cls(
+            {
+                **{
+                    f"window.{i}": np.zeros((n, t, CHANNELS), np.float32)
+                    for i, t in enumerate(windows)
+                },
+                "statistics": np.zeros((n, r, STATISTICS), np.float32),
+                "present": np.zeros((n, r), np.bool_),
+                "candidates": np.full((n, h, m), np.nan, np.float32),
+                "losses": np.zeros((n, h, m), np.float32),
+                "clues": np.zeros((n, h, CLUES), np.float32),
+                "path": np.zeros((n, h)),
+                "unit": np.ones((n, h)),
+                "truth": np.full((n, h), np.nan, np.float32),
+                "slot": np.full(n, -1, np.int64),
+                "since": np.zeros(n, np.int64),  # the key's first bucket: another key's is later
+                "index": np.full(n, _LONG_AGO, np.int64),
+            }
+        )
+
+    @property
+    def labelled(self) -> Int64:
+        """Rows with a label or more."""
+        return np.flatnonzero(~np.isnan(self.arrays["truth"]).all(axis=1))
+
+    def choose(self, rng: np.random.Generator, live: Int64, most: int) -> Int64:
+        """Slots to take samples of, drawn from `live`, ascending."""
+        return np.sort(rng.permutation(live)[:most])
+
+    def add(
+        self, rng: np.random.Generator, index: int, slots: Int64, since: Int64, told: Told
+    ) -> None:
+        """Keep what the network was told of slots (B,) at bucket `index`.
+
+        Args:
+            rng: for the choice of what they replace.
+            index: the newest closed bucket.
+            slots: whose samples.
+            since: (B,) the keys' first buckets.
+            told: of them.
+        """
+        a, rows = self.arrays, self._rows(rng, index, len(slots))
+        for i, window in enumerate(told.windows):
+            a[f"window.{i}"][rows] = window
+        for name in ("statistics", "present", "candidates", "losses", "clues", "path", "unit"):
+            a[name][rows] = getattr(told, name)
+        a["truth"][rows] = np.nan
+        a["slot"][rows], a["since"][rows], a["index"][rows] = slots, since, index
+
+    def land(self, index: int, truth: Float64, since: Int64) -> None:
+        """Bucket `index` has closed with `truth` (K,): a label for all that forecast it."""
+        a = self.arrays
+        step = index - a["index"] - 1  # (N,)
+        rows = np.flatnonzero((a["slot"] >= 0) & (step >= 0) & (step < self._horizon))
+        slots = a["slot"][rows]
+        rows = rows[since[slots] == a["since"][rows]]
+        h = step[rows]
+        error = (truth[a["slot"][rows]] - a["path"][rows, h]) / a["unit"][rows, h]
+        a["truth"][rows, h] = np.clip(error, -30, 30)
+
+    def leave(self) -> None:
+        """Leave the present log for another: no more labels land."""
+        self.arrays["slot"][:] = -1
+        self.arrays["index"][:] = _LONG_AGO
+
+    def _rows(self, rng: np.random.Generator, index: int, size: int) -> Int64:
+        """Rows for `size` new samples: random ones of those that are complete."""
+        complete = np.flatnonzero(self.arrays["index"] + self._horizon <= index)
+        if len(complete) < size:
+            complete = np.argsort(self.arrays["index"], kind="stable")[:size]
+        return rng.permutation(complete)[:size]
