@@ -12,7 +12,7 @@ enter the fusion of a stream that it has never seen.
 Everything follows from the seed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,10 @@ from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.learning import Learner, Pace
 from stream_forecaster.lstm import Seats
-from stream_forecaster.network import LEVELS, NORMAL
 from stream_forecaster.pool import Pool
-from stream_forecaster.scoring import pinball
 from stream_forecaster.series import World, generate, generate_minutes
 from stream_forecaster.weights import Weights
+from stream_forecaster.worth import Worth, measure
 
 Float64 = NDArray[np.float64]
 
@@ -81,24 +80,6 @@ class Progress:
     loss: float
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What the network is worth on the worlds set aside, per trained step (S,).
-
-    Attributes:
-        rows: samples.
-        pinball: mean pinball loss of its quantiles over that of the pool's path with normal ones.
-        absolute, residual: mean squared error of its paths over that of the pool's.
-        shares: (S, 2) of absolute and residual path, by least squares, none negative.
-    """
-
-    rows: list[int]
-    pinball: list[float]
-    absolute: list[float]
-    residual: list[float]
-    shares: Float64
-
-
 class Pretraining:
     """Training that can be stopped after any step."""
 
@@ -146,27 +127,14 @@ class Pretraining:
             self._learner.leave()
             worlds += 1
 
-    def weights(self, report: Report, card: dict[str, Any]) -> Weights:
+    def weights(self, report: Sequence[Worth], card: dict[str, Any]) -> Weights:
         """The weights as they stand, with the shares that `report` justifies."""
-        return Weights(STEPS_MS, self._learner.parameters(), report.shares, card)
+        shares = np.stack([worth.shares for worth in report])
+        return Weights(STEPS_MS, self._learner.parameters(), shares, card)
 
-    def report(self) -> Report:
-        """Measure the network on the worlds set aside."""
-        rows, losses, absolute, residual, shares = [], [], [], [], []
-        levels, normal = np.array(LEVELS), np.array([NORMAL])
-        for resolution in range(len(STEPS_MS)):
-            *answers, truth = self._learner.examine(resolution, self._aside.samples[resolution])
-            landed = ~np.isnan(truth)
-            y = np.clip(truth[landed].astype(np.float64), -10, 10)
-            *paths, quantiles = (answer[landed].astype(np.float64) for answer in answers)
-            base = np.mean(y**2)
-            rows.append(len(truth))
-            absolute.append(float(np.mean((y - paths[0]) ** 2) / base))
-            residual.append(float(np.mean((y - paths[1]) ** 2) / base))
-            own, pools = (pinball(y, said, levels).mean() for said in (quantiles, normal))
-            losses.append(float(own / pools))
-            shares.append(_shares(np.stack(paths), y))
-        return Report(rows, losses, absolute, residual, np.array(shares))
+    def report(self) -> list[Worth]:
+        """What the network is worth on the worlds set aside, at each trained step (S,)."""
+        return measure(self._learner, self._aside.samples)
 
     def _pace(self) -> None:
         """A warm-up, then a cosine down to a fiftieth."""
@@ -174,18 +142,6 @@ class Pretraining:
         rate = min(1.0, self._learner.steps / _WARM_UP) * (0.51 + 0.49 * np.cos(np.pi * done))
         for group in self._learner.optimizer.param_groups:
             group["lr"] = _PACE.rate * rate
-
-
-def _shares(paths: Float64, truth: Float64) -> Float64:
-    """The weights (2,) of two paths by least squares; none negative, one at most together."""
-    gram = paths @ paths.T + 1e-6 * np.eye(2)
-    share = np.linalg.solve(gram, paths @ truth)
-    if share.min() < 0:  # the better path alone, if at all
-        alone = int(np.argmax(share))
-        share = np.zeros(2)
-        share[alone] = max(paths[alone] @ truth / gram[alone, alone], 0.0)
-    admissible: Float64 = share / max(share.sum(), 1.0)
-    return admissible
 
 
 def _learner(seed: int, pace: Pace, begin_with: Weights | None = None) -> Learner:

@@ -1,6 +1,7 @@
 """The command that makes the weights in the wheel: progress, report, model card."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,7 +10,8 @@ from rich.table import Table
 
 from stream_forecaster import __version__
 from stream_forecaster.edge.weights_file import read_weights, write_weights
-from stream_forecaster.pretrain import STEPS_MS, Pretraining, Report
+from stream_forecaster.pretrain import STEPS_MS, Pretraining
+from stream_forecaster.worth import Worth
 
 _SPEAK_EVERY_S = 30.0
 _DATA = (
@@ -57,7 +59,7 @@ def pretrain(out: str, *, steps: int, seed: int, begin_with: str | None, console
         "begun_with": begin_with or "random weights",
         "version": __version__,
         "minutes": round((time.monotonic() - begin_s) / 60, 1),
-        "worth": _as_json(report),
+        "worth": _as_json(STEPS_MS, report),
     }
     write_weights(out, training.weights(report, card))
     console.print(_table(report))
@@ -83,25 +85,25 @@ def _train(training: Pretraining, steps: int, told: Console) -> None:
                 told.print(f"{now.steps:,} of {steps:,} steps, {line}", highlight=False)
 
 
-def _as_json(report: Report) -> list[dict[str, Any]]:
+def _as_json(steps_ms: Sequence[int], report: Sequence[Worth]) -> list[dict[str, Any]]:
     return [
         {
             "step_s": step_ms // 1000,
-            "samples": report.rows[i],
-            "pinball_ratio": round(report.pinball[i], 4),
-            "absolute_mse_ratio": round(report.absolute[i], 4),
-            "residual_mse_ratio": round(report.residual[i], 4),
-            "shares": report.shares[i].round(3).tolist(),
+            "samples": worth.samples,
+            "pinball_ratio": round(worth.pinball, 4),
+            "absolute_mse_ratio": round(worth.absolute, 4),
+            "residual_mse_ratio": round(worth.residual, 4),
+            "shares": worth.shares.round(3).tolist(),
         }
-        for i, step_ms in enumerate(STEPS_MS)
+        for step_ms, worth in zip(steps_ms, report, strict=True)
     ]
 
 
-def _table(report: Report) -> Table:
+def _table(report: Sequence[Worth]) -> Table:
     table = Table(title="On worlds set aside, against the pool alone (below 1 is better)")
     for column in ("step", "samples", "pinball", "MSE, absolute", "MSE, residual", "shares"):
         table.add_column(column, justify="right")
-    for row in _as_json(report):
+    for row in _as_json(STEPS_MS, report):
         ratios = (row["pinball_ratio"], row["absolute_mse_ratio"], row["residual_mse_ratio"])
         shares = " / ".join(f"{share:.2f}" for share in row["shares"])
         table.add_row(f"{row['step_s']} s", f"{row['samples']:,}", *map(str, ratios), shares)

@@ -34,6 +34,7 @@ LIST = (
     "weights",
     "samples",
     "learning",
+    "worth",
     "lstm",
     "fusion",
     "calibration",
