@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stream_forecaster import __version__
-from stream_forecaster.edge.weights_file import read_weights, write_weights
+from stream_forecaster.edge.weights_file import read_weights, require_writable, write_weights
 from stream_forecaster.pretrain import STEPS_MS, Pretraining
 from stream_forecaster.worth import Worth
 
@@ -44,6 +44,7 @@ def pretrain(out: str, *, steps: int, seed: int, begin_with: str | None, console
         WeightsMismatch: `begin_with` is of another architecture.
     """
     begin_s = time.monotonic()
+    require_writable(out)
     told = Console(stderr=True)
     told.print("Setting worlds aside to measure on ...")
     training = Pretraining(

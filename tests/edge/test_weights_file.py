@@ -1,11 +1,17 @@
 """Files of weights at a URL."""
 
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
 
-from stream_forecaster.edge.weights_file import read_weights, write_weights
+from stream_forecaster.edge.weights_file import (
+    read_weights,
+    require_writable,
+    write_weights,
+)
 from stream_forecaster.errors import StoreUnusable, WeightsMismatch
 from stream_forecaster.weights import shipped
 
@@ -48,7 +54,41 @@ def test_another_file_is_refused_by_name(tmp_path: Path) -> None:
         read_weights(str(path))
 
 
+def test_an_object_store_is_written_to() -> None:
+    """As a whole, by its driver."""
+    url = f"memory://weights-{uuid4().hex}/w.safetensors"
+    require_writable(url)
+    write_weights(url, shipped())
+    read = read_weights(url)
+    assert read is not None
+    assert read.encode() == shipped().encode()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Weights that cannot be encoded leave what was there, and nothing beside it."""
+    path = tmp_path / "w.safetensors"
+    write_weights(str(path), shipped())
+    before = path.read_bytes()
+    broken = replace(shipped(), card={"not": {"json"}})
+    with pytest.raises(TypeError):
+        write_weights(str(path), broken)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_could_not_be_written_is_known_before(tmp_path: Path) -> None:
+    """A folder in the way, one that is missing, a driver that nobody has."""
+    require_writable(str(tmp_path / "w.safetensors"))
+    for url in (f"{tmp_path}", f"{tmp_path}/no/such/w.safetensors", "nosuchscheme://host/w"):
+        with pytest.raises(StoreUnusable, match=f"cannot write {url}"):
+            require_writable(url)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    """A folder is in the way."""
-    with pytest.raises(StoreUnusable, match=f"cannot write {tmp_path}"):
-        write_weights(str(tmp_path), shipped())
+    """A folder is in the way; nothing is left beside it."""
+    folder = tmp_path / "w"
+    folder.mkdir()
+    with pytest.raises(StoreUnusable, match=f"cannot write {folder}"):
+        write_weights(str(folder), shipped())
+    assert list(tmp_path.iterdir()) == [folder]
