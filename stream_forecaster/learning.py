@@ -27,7 +27,7 @@ from torch.random import fork_rng
 from stream_forecaster.inputs import gate_bucket, window_length
 from stream_forecaster.keys import nested, under
 from stream_forecaster.network import Answer, Network, Steps, loss
-from stream_forecaster.samples import Samples, Told
+from stream_forecaster.samples import EvenSamples, Samples, Told
 from stream_forecaster.weights import Weights
 
 Float32 = NDArray[np.float32]
@@ -54,6 +54,7 @@ class Pace:
         capacity: samples kept per resolution.
         rate: of AdamW.
         memory: of the average of the weights, per step.
+        evenly: keep samples of all times alike, rather than the newest.
         speaks: is the network asked for forecasts, or only taught?
     """
 
@@ -64,6 +65,7 @@ class Pace:
     capacity: int = 256
     rate: float = 3e-4
     memory: float = 0.99
+    evenly: bool = False
     speaks: bool = True
 
 
@@ -113,7 +115,8 @@ class Learner:
             self.network.parameters(), lr=pace.rate, betas=(0.9, 0.98), weight_decay=0.01
         )
         lengths = [window_length(context) for context in contexts]
-        self.samples = [Samples.room(pace.capacity, lengths, horizon) for horizon in horizons]
+        kind = EvenSamples if pace.evenly else Samples
+        self.samples = [kind.room(pace.capacity, lengths, horizon) for horizon in horizons]
         self.steps, self.loss = 0, float("nan")
         self.quiet = False
 

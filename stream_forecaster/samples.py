@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from stream_forecaster.network import CANDIDATES, CHANNELS, CLUES, STATISTICS
 
@@ -86,6 +87,12 @@ class Samples:
             }
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[tuple["Samples", Int64]]) -> Self:
+        """Copies of the rows of several, one after the other."""
+        names = parts[0][0].arrays
+        return cls({n: np.concatenate([s.arrays[n][rows] for s, rows in parts]) for n in names})
+
     @property
     def labelled(self) -> Int64:
         """Rows with a label or more."""
@@ -137,3 +144,52 @@ class Samples:
         if len(complete) < size:
             complete = np.argsort(self.arrays["index"], kind="stable")[:size]
         return rng.permutation(complete)[:size]
+
+
+class EvenSamples(Samples):
+    """Samples of all keys and buckets alike, however long the log is.
+
+    At first every key is taken at every bucket. When there is no more room a random half of the
+    samples goes, and from then on half as many are taken; and so on.
+
+    Attributes:
+        first, last: the first and the last bucket that closed; None before any has.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(arrays)
+        self.first: int | None = None
+        self.last: int | None = None
+        self._share = 1.0
+        self._mark = np.zeros(len(arrays["slot"]))  # (N,) random; those above the share go
+
+    @override
+    def choose(self, rng: np.random.Generator, live: Int64, most: int) -> Int64:
+        size = min(int(rng.binomial(len(live), self._share)), most)
+        while size > np.count_nonzero(self._free):
+            self._halve()
+            size = int(rng.binomial(size, 0.5))
+        return np.sort(rng.permutation(live)[:size])
+
+    @override
+    def land(self, index: int, truth: Float64, since: Int64) -> None:
+        super().land(index, truth, since)
+        self.first, self.last = index if self.first is None else self.first, index
+
+    @override
+    def _rows(self, rng: np.random.Generator, index: int, size: int) -> Int64:
+        """Free ones: `choose` has made room."""
+        rows = np.flatnonzero(self._free)[:size]
+        self._mark[rows] = rng.uniform(0, self._share, size)
+        return rows
+
+    @property
+    def _free(self) -> NDArray[np.bool_]:
+        free: NDArray[np.bool_] = self.arrays["slot"] < 0
+        return free
+
+    def _halve(self) -> None:
+        self._share /= 2
+        gone = self._mark >= self._share
+        self.arrays["slot"][gone], self.arrays["index"][gone] = -1, _LONG_AGO
+        self.arrays["truth"][gone] = np.nan

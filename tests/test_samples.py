@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stream_forecaster.network import CANDIDATES, CHANNELS, CLUES, STATISTICS
-from stream_forecaster.samples import Samples, Told
+from stream_forecaster.samples import EvenSamples, Samples, Told
 
 _K, _H = 6, 3
 _ALL = np.arange(_K)
@@ -99,3 +101,65 @@ def test_samples_are_bounded_and_new_ones_replace_complete_ones() -> None:
         assert len(kept) == 10
         assert (kept == index).sum() == 4
         assert index < 2 or (kept == index - 2).sum() == 4
+
+
+# -- evenly ----------------------------------------------------------------------------------------
+
+
+def _kept(capacity: int, buckets: int, keys: int, seed: int = 0) -> EvenSamples:
+    """What is kept of so many buckets of so many keys; the truth is 2 times the bucket."""
+    samples, rng = EvenSamples.room(capacity, (8,), _H), _rng(seed)
+    since = np.zeros(keys, np.int64)
+    for index in range(buckets):
+        samples.land(index, np.full(keys, 2.0 * index), since)
+        slots = samples.choose(rng, np.arange(keys), 64)
+        assert (np.diff(slots) > 0).all()
+        samples.add(rng, index, slots, since[slots], _told(len(slots)))
+    return samples
+
+
+@given(
+    capacity=st.integers(1, 60),
+    buckets=st.integers(1, 80),
+    keys=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=30)
+def test_however_long_the_log_there_is_room(
+    capacity: int, buckets: int, keys: int, seed: int
+) -> None:
+    """Each key and bucket at most once, and its labels are those of the buckets after it."""
+    samples = _kept(capacity, buckets, keys, seed)
+    taken = samples.arrays["slot"] >= 0
+    index, truth = samples.arrays["index"][taken], samples.arrays["truth"][taken]
+    pairs = set(zip(samples.arrays["slot"][taken].tolist(), index.tolist(), strict=True))
+    assert len(pairs) == taken.sum() <= capacity
+    ahead = index[:, None] + np.arange(1, _H + 1)
+    np.testing.assert_array_equal(truth, np.where(ahead < buckets, np.minimum(ahead, 30), np.nan))
+    assert (samples.first, samples.last) == (0, buckets - 1)
+    assert np.isnan(samples.arrays["truth"][~taken]).all()
+
+
+def test_as_long_as_there_is_room_all_are_kept() -> None:
+    """Every key of every bucket."""
+    assert (_kept(1000, 50, 20).arrays["slot"] >= 0).sum() == 1000
+
+
+def test_old_and_new_are_kept_alike() -> None:
+    """Of 20,000 about 400 fit: a quarter of them from each quarter, give or take four sigma."""
+    samples = _kept(600, 1000, 20)
+    index = samples.arrays["index"][samples.arrays["slot"] >= 0]
+    assert 300 <= len(index) <= 600
+    quarters = np.histogram(index, bins=[0, 250, 500, 750, 1000])[0]
+    assert np.abs(quarters - len(index) / 4).max() < 4 * np.sqrt(len(index) * 3 / 16)
+
+
+def test_joined_are_copies_of_the_rows() -> None:
+    """Of the first, then of the second; the originals are left alone."""
+    one, other = _kept(9, 3, 3), _kept(4, 2, 2)
+    joined = Samples.joined([(one, np.array([2, 0])), (other, np.array([3]))])
+    for name, array in joined.arrays.items():
+        rows = [one.arrays[name][2], one.arrays[name][0], other.arrays[name][3]]
+        np.testing.assert_array_equal(array, rows)
+    joined.arrays["slot"][:] = 99
+    assert 99 not in one.arrays["slot"]
