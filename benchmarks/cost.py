@@ -23,9 +23,9 @@ import torch
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.learning import Pace
 from stream_forecaster.scales import Scales
-from stream_forecaster.weights import shipped
+from stream_forecaster.shard import learner_for
 
 _START_MS = 1_767_571_200_000  # 2026-01-05, a Monday
 _WARM_UP_HOPS = 40
@@ -43,7 +43,7 @@ class Worker:
 
     def __init__(self, pace: Pace | None, keys: int) -> None:
         settings, table = Settings(), KeyTable()
-        learner = _learner(settings, pace) if pace else None
+        learner = learner_for(settings, 0, pace=pace) if pace else None
         self._scales = Scales(table, Calendar("UTC"), settings, learner)
         self._scales.begin(_START_MS)
         names = [b"%d" % key for key in range(keys)]
@@ -66,13 +66,6 @@ class Worker:
                 issued.paths(self._slots[issued.rows])
             spent_s += time.perf_counter() - begin_s
         return spent_s
-
-
-def _learner(settings: Settings, pace: Pace) -> Learner:
-    steps, contexts, horizons = zip(
-        *((r.step_ms, r.context, r.horizon) for r in settings.resolutions), strict=True
-    )
-    return Learner(steps, contexts, horizons, shipped(), seed=(0, 0), pace=pace)
 
 
 def bare_lstm_s(keys: int, hops: int) -> float:

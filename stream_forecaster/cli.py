@@ -3,7 +3,7 @@
     run · demo                                  the service; the whole line on this machine
     check · topics · simulate · tail            beside a running service
     replay · backtest                           events from files
-    pretrain                                    the weights that the network starts from
+    fit · pretrain                              the weights that the network starts from
     plan · state · config · schema · version    to look things up
 
 Data goes to stdout, all else to stderr. Exit codes: 0 done, 1 a check or a comparison failed,
@@ -39,6 +39,7 @@ from stream_forecaster.edge.options import (
     MoreEventFiles,
     Partitions,
     ReportFolder,
+    WeightsOut,
     with_settings,
 )
 from stream_forecaster.edge.signals import stop_on_signals
@@ -307,10 +308,34 @@ def replay(  # noqa: PLR0913  (one parameter per option)
 # -- the network's weights -------------------------------------------------------------------------
 
 
+@app.command()
+@with_settings
+def fit(  # noqa: PLR0913  (one parameter per option)
+    settings: Settings,
+    *,
+    events: EventFiles,
+    more_events: MoreEventFiles = None,
+    out: WeightsOut,
+    passes: Annotated[int, typer.Option(min=1, help="Over the samples, at most.")] = 20,
+    partitions: Partitions = 1,
+    as_json: AsJson = False,
+) -> int:
+    """Train the network on a file of past events, from model.weights on; minutes of one core."""
+    return training.fit(
+        settings,
+        [*events, *(more_events or ())],
+        out,
+        passes=passes,
+        partitions=partitions,
+        as_json=as_json,
+        console=Console(),
+    )
+
+
 @app.command(name="pretrain")
 def run_pretraining(
     *,
-    out: Annotated[str, typer.Option(metavar="WEIGHTS", help="File or URL to write.")],
+    out: WeightsOut,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 40_000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     begin_with: Annotated[

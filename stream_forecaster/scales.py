@@ -82,6 +82,7 @@ class Scales:
 
     Attributes:
         pools: one per resolution, finest first.
+        learner: the network; None without one.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Scales:
             settings: all of them.
             learner: the shard's network; None: the experts alone.
         """
-        self._table, self._calendar, self._learner = table, calendar, learner
+        self._table, self._calendar, self.learner = table, calendar, learner
         self._resolutions = settings.resolutions
         self._is_count = settings.input.aggregate == "count"
         self._seats = Seats(learner) if learner else None
@@ -129,7 +130,7 @@ class Scales:
     @property
     def training_steps(self) -> int:
         """Steps that have trained the network."""
-        return self._learner.steps if self._learner else 0
+        return self.learner.steps if self.learner else 0
 
     def begin(self, time_ms: int) -> None:
         """Open the buckets of `time_ms` as the first ones."""
@@ -199,8 +200,8 @@ class Scales:
         for pool in self.pools:
             yield f"pool.{pool.resolution.step_ms}", pool
         yield "agreement", self._agreement
-        if self._learner:
-            yield "network", self._learner
+        if self.learner:
+            yield "network", self.learner
 
     # -- close -----------------------------------------------------------------------------------
 

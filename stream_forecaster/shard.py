@@ -86,6 +86,7 @@ class Shard:
         partition: int,
         offset: int,
         weights: Weights | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """Begin with no key known.
 
@@ -95,6 +96,7 @@ class Shard:
             partition: which.
             offset: the next record to read.
             weights: that the network starts from; None: those that ship.
+            pace: at which it learns; None: as the settings say.
         """
         self.partition, self.offset = partition, offset
         self._settings, self.calendar = settings, calendar
@@ -104,7 +106,9 @@ class Shard:
         self._table = KeyTable()
         self._table.add("observations", dtype=np.int64)
         self._table.add("sent_ms", dtype=np.int64, fill=-1)
-        learner = _learner(settings, partition, weights) if settings.model.network else None
+        learner = None
+        if settings.model.network:
+            learner = learner_for(settings, partition, weights, pace)
         self._scales = Scales(self._table, calendar, settings, learner)
 
     @property
@@ -128,6 +132,11 @@ class Shard:
     def pools(self) -> tuple[Pool, ...]:
         """The resolutions' state, finest first; to look at, not to touch."""
         return self._scales.pools
+
+    @property
+    def learner(self) -> Learner | None:
+        """What trains the network; None without one. To look at, not to touch."""
+        return self._scales.learner
 
     @property
     def table(self) -> KeyTable:
@@ -302,7 +311,10 @@ class Shard:
         )
 
 
-def _learner(settings: Settings, partition: int, weights: Weights | None) -> Learner:
+def learner_for(
+    settings: Settings, partition: int, weights: Weights | None = None, pace: Pace | None = None
+) -> Learner:
+    """The network of one partition; arguments as for `Shard`."""
     steps, contexts, horizons = zip(
         *((r.step_ms, r.context, r.horizon) for r in settings.resolutions), strict=True
     )
@@ -313,5 +325,5 @@ def _learner(settings: Settings, partition: int, weights: Weights | None) -> Lea
         horizons,
         weights or shipped(),
         seed=(model.seed, partition),
-        pace=Pace(every=model.train_every_hops, rows=model.train_rows),
+        pace=pace or Pace(every=model.train_every_hops, rows=model.train_rows),
     )

@@ -35,6 +35,7 @@ ForecastFile = Annotated[
 ReportFolder = Annotated[
     str | None, typer.Option(metavar="DIR", help="Write a page with tables and plots.")
 ]
+WeightsOut = Annotated[str, typer.Option(metavar="WEIGHTS", help="File or URL to write.")]
 
 
 def read_settings(

@@ -47,6 +47,7 @@ LIST = (
     "forecasts",
     "checkpoint",
     "shard",
+    "fit",
     "synth",
     "processes",
     "rhythms",
