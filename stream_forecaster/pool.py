@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from stream_forecaster import experts
 from stream_forecaster.agreement import moved_along
+from stream_forecaster.baselines import seasonal_naive
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.calibration import Calibration, Mixture
 from stream_forecaster.config import Resolution, Settings
@@ -28,7 +29,7 @@ from stream_forecaster.due import Due, Landed, Said
 from stream_forecaster.fusion import Fusion, Stack
 from stream_forecaster.keys import KeyTable, Part, nested, under
 from stream_forecaster.lstm import ABSOLUTE, RESIDUAL, Lstm, Seats, View
-from stream_forecaster.scoring import NAIVE, PUBLISHED, Score, central_intervals
+from stream_forecaster.scoring import NAIVE, POOL, PUBLISHED, Score, central_intervals
 from stream_forecaster.spread import Spread
 from stream_forecaster.standing import Statement
 from stream_forecaster.windows import Window
@@ -184,6 +185,7 @@ class Pool:
             lean=settings.model.profile == "lean",
             river=settings.model.river,
         )
+        self._baselines = seasonal_naive(calendar, self.window)
         self._names = tuple(expert.name for expert in self._experts)
         ends, self._horizons = horizon_buckets(resolution.horizon)
         self._bucket = np.searchsorted(ends, np.arange(1, resolution.horizon + 1))
@@ -241,7 +243,8 @@ class Pool:
     @property
     def forecasters(self) -> tuple[str, ...]:
         """Whose errors a score reports; the published forecast first."""
-        return (PUBLISHED, *self.experts)
+        baselines = (baseline.name for baseline in self._baselines)
+        return (PUBLISHED, *self.experts, POOL, *baselines)
 
     @property
     def drifting(self) -> bool:
@@ -257,12 +260,10 @@ class Pool:
     def close(self) -> Closed:
         """Close one bucket: score and learn. What is said next is for `issue`."""
         index = self.window.closed
+        baselines = [baseline.said(index, self._horizons) for baseline in self._baselines]
         truth = self.window.close()
         landed = list(self._due.land(index, truth))
-        score = self.no_score()
-        for group in landed:
-            points = np.concatenate([group.said.mean[None], group.said.predictions])
-            score.land(group.bucket, group.truth, points, group.said.quantiles.T)
+        score = self._score(landed, baselines)
         return Closed(score, self._learn(index, truth, landed), truth)
 
     def skip(self, until: int) -> None:
@@ -272,6 +273,17 @@ class Pool:
         """
         self.window.skip(until)
         self._due.forget()
+
+    def _score(self, landed: list[Landed], baselines: list[list[Float64]]) -> Score:
+        """Baselines: what each had said at each of the G horizons, (K,)."""
+        score = self.no_score()
+        for group in landed:
+            said = group.said
+            pooled = np.maximum(said.pooled, 0.0) if self._is_count else said.pooled
+            naive = [baseline[group.bucket][group.slots] for baseline in baselines]
+            points = np.stack([said.mean, *said.predictions, pooled, *naive])
+            score.land(group.bucket, group.truth, points, said.quantiles.T)
+        return score
 
     def _learn(self, index: int, truth: Float64, landed: list[Landed]) -> bool:
         spreads, losses = self._spread(), []

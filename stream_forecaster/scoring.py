@@ -16,6 +16,8 @@ Float64 = NDArray[np.float64]
 PUBLISHED = "published"
 NAIVE = "last_value"
 """The forecaster that all others have to beat."""
+POOL = "pool"
+"""What would have been published without the network."""
 
 
 def pinball(truth: Float64, quantiles: Float64, levels: Float64) -> Float64:
@@ -53,6 +55,7 @@ class Score:
         horizons: the G horizons, in steps, at which forecasts are scored.
         levels: the Q quantile levels.
         count: (G,) landed forecasts.
+        spoken: (F, G) how often each forecaster had an opinion of its own on them.
         absolute: (F, G) sum of |truth - forecast|.
         squared: (F, G) sum of its square.
         magnitude: (G,) sum of |truth|.
@@ -66,6 +69,7 @@ class Score:
     horizons: tuple[int, ...]
     levels: tuple[float, ...]
     count: Float64
+    spoken: Float64
     absolute: Float64
     squared: Float64
     magnitude: Float64
@@ -88,6 +92,7 @@ class Score:
             np.zeros(g),
             np.zeros((f, g)),
             np.zeros((f, g)),
+            np.zeros((f, g)),
             np.zeros(g),
             np.zeros((g, q)),
             np.zeros((c, g)),
@@ -107,6 +112,7 @@ class Score:
             points: (F, B) what each forecaster had said.
             quantiles: (B, Q) the published quantiles.
         """
+        self.spoken[:, bucket] += np.count_nonzero(~np.isnan(points), axis=1)
         for fallback in (points[self.forecasters.index(NAIVE)], points[0]):
             points = np.where(np.isnan(points), fallback, points)
         error = points - truth
@@ -133,6 +139,7 @@ class Score:
             self.horizons,
             self.levels,
             self.count + other.count,
+            self.spoken + other.spoken,
             self.absolute + other.absolute,
             self.squared + other.squared,
             self.magnitude + other.magnitude,
@@ -149,6 +156,7 @@ class Score:
             self.horizons,
             self.levels,
             self.count * factor,
+            self.spoken * factor,
             self.absolute * factor,
             self.squared * factor,
             self.magnitude * factor,
@@ -182,6 +190,10 @@ class Score:
         """(G,) weighted quantile loss: twice the mean pinball loss over the mean magnitude."""
         return _ratio(2 * self.pinball.mean(axis=1), self.magnitude)
 
+    def spoke(self, forecaster: str) -> Float64:
+        """(G,) share of landed forecasts on which it had an opinion; the rest is the last value."""
+        return _ratio(self.spoken[self.forecasters.index(forecaster)], self.count)
+
     def coverage(self) -> dict[float, float]:
         """Nominal coverage -> share of truths inside, over all horizons."""
         total = self.count.sum()
@@ -190,6 +202,11 @@ class Score:
             level: float(self.covered[i].sum() / total) if total else float("nan")
             for i, level in enumerate(levels)
         }
+
+    def coverages(self) -> dict[float, Float64]:
+        """Nominal coverage -> (G,) share of truths inside, by horizon."""
+        levels = central_intervals(self.levels)
+        return {level: _ratio(self.covered[i], self.count) for i, level in enumerate(levels)}
 
     def reliability(self) -> tuple[Float64, Float64]:
         """Share of truths below each quantile, and below or equal (Q,), over all horizons.

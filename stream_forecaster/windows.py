@@ -131,6 +131,13 @@ class Window:
         cells = self._column("total")[slots][:, index % self.size]
         return np.where(index >= self._column("first")[slots][:, None], cells, np.nan)
 
+    def value(self, index: int) -> Float64:
+        """What closed bucket `index` holds (K,); NaN where missing or not in the context."""
+        first = self._column("first")
+        if not self.closed - self.context <= index < self.closed:
+            return np.full(len(first), np.nan)
+        return np.where(index >= first, self._column("total")[:, index % self.size], np.nan)
+
     def first(self, slots: Int64 | slice = np.s_[:]) -> Int64:
         """(B,) the bucket of each key's first event."""
         first: Int64 = self._column("first")[slots]

@@ -23,6 +23,7 @@ from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.edge.world import World
 from stream_forecaster.errors import ConfigError
 from stream_forecaster.forecasts import Encoder
+from stream_forecaster.scoring import POOL, PUBLISHED
 from stream_forecaster.service import Service
 from stream_forecaster.shard import Shard
 
@@ -159,6 +160,19 @@ def test_scores_and_counts_add_up_over_blocks(events: str) -> None:
         np.testing.assert_array_equal(a.count, b.count)
         np.testing.assert_allclose(a.absolute, b.absolute)
         np.testing.assert_allclose(a.pinball, b.pinball)
+
+
+def test_the_row_of_the_pool_is_what_a_run_without_the_network_scores(events: str) -> None:
+    """Beside a network that does move the published forecast."""
+    with_it, without = (backtest.Pass(streams.settings(network=n)) for n in (True, False))
+    for past in (with_it, without):
+        drifts = sum(sum(turn.drifts) for turn in past.turns(read_events([events], SETTINGS.input)))
+        assert not drifts  # which part of what was learned is forgotten depends on what was said
+
+    for one, other in zip(with_it.scores, without.scores, strict=True):
+        np.testing.assert_allclose(one.mae(POOL), other.mae(PUBLISHED), rtol=1e-12)
+        np.testing.assert_allclose(one.mse(POOL), other.mse(PUBLISHED), rtol=1e-12)
+    assert (with_it.scores[0].mae(POOL) != with_it.scores[0].mae(PUBLISHED)).all()
 
 
 def test_every_record_is_counted_or_rejected(tmp_path: Path) -> None:

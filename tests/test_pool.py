@@ -32,9 +32,10 @@ class Alone:
 
     def tell(self, values: dict[str, float]) -> Score:
         """Close a bucket with one event of each key; what landed then."""
-        time_ms = np.full(len(values), self.pool.window.closed * _MINUTE_MS)
+        window = self.pool.window
+        time_ms = np.full(len(values), window.closed * window.step_ms)
         slots = self.table.intern([key.encode() for key in values], time_ms)
-        self.pool.window.absorb(slots, time_ms, np.array(list(values.values()), np.float64))
+        window.absorb(slots, time_ms, np.array(list(values.values()), np.float64))
         score = self.pool.close().score
         self.pool.issue()
         return score
@@ -136,6 +137,63 @@ def test_what_is_scored_is_what_was_published(stream: list[dict[str, int]], aggr
             if alone.table.slot(key.encode()) is not None:
                 paths = alone.paths(alone.slot(key))
                 said[key, t] = paths.mean[0], paths.quantiles[0]
+
+
+def _quarters(aggregate: str) -> Settings:
+    """Quarters of a day, so that a day and a week are short."""
+    return parse(
+        {
+            "input": {"aggregate": aggregate, "value": "v", "timezone": "UTC"},
+            "resolutions": [{"step": "6h", "context": 28, "horizon": 7}],
+            "output": {"quantiles": [0.1, 0.5, 0.9]},
+        }
+    )
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "mean"])
+def test_a_seasonal_naive_errs_by_what_a_day_or_a_week_changed(aggregate: str) -> None:
+    """|y[t] - y[t - 4]|, a step more than a day ahead y[t - 8]; else as the last value."""
+    alone, rng = Alone(_quarters(aggregate)), np.random.default_rng(0)
+    stream = [
+        {key: int(rng.integers(-50, 50)) for key in ("ann", "bob") if rng.random() < 0.8}
+        for _ in range(40)
+    ]
+    values, horizons = _values(stream, aggregate), alone.pool.no_score().horizons
+    assert horizons == (1, 2, 3, 6)
+    for t, events in enumerate(stream):
+        score = alone.tell({key: float(value) for key, value in events.items()})
+        for name, period in (("seasonal_naive_day", 4), ("seasonal_naive_week", 28)):
+            for g, h in enumerate(horizons):
+                errors, ago = [], period * (1 + (h > period))
+                for column in values.values():
+                    truth = column[t]
+                    past = [v for v in column[: max(0, t - h + 1)] if v is not None]
+                    if truth is not None and past:
+                        then = column[t - ago] if t >= ago else None
+                        errors.append(abs(truth - (past[-1] if then is None else then)))
+                assert score.absolute[score.forecasters.index(name), g] == sum(errors)
+
+
+@given(stream=_streams, aggregate=aggregates)
+def test_baselines_only_look_on(stream: list[dict[str, int]], aggregate: str) -> None:
+    """With them and without, the same is forecast, and the others score the same, bit for bit."""
+    config = _quarters(aggregate)
+    alone, without = Alone(config), Alone(config)
+    assert alone.pool._baselines
+    without.pool._baselines = ()
+    for events in stream:
+        said = {key: float(value) for key, value in events.items()}
+        score, other = alone.tell(said), without.tell(said)
+        assert score.forecasters[: len(other.forecasters)] == other.forecasters
+        for name in ("count", "magnitude", "pinball", "covered", "below", "at_most"):
+            np.testing.assert_array_equal(getattr(score, name), getattr(other, name))
+        for name in ("spoken", "absolute", "squared"):
+            ours = getattr(score, name)[: len(other.forecasters)]
+            np.testing.assert_array_equal(ours, getattr(other, name))
+    for ours, theirs in zip(
+        alone.table.arrays().values(), without.table.arrays().values(), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @given(stream=_streams, aggregate=aggregates)

@@ -80,6 +80,9 @@ def test_quantile_scores_are_the_formulas(rows: list[Row]) -> None:
         assert score.wql()[bucket] == pytest.approx(wql, nan_ok=True, abs=1e-9)
     inside = [quantiles[0] <= truth <= quantiles[2] for _, truth, _, quantiles in rows]
     assert score.coverage() == {0.8: pytest.approx(_mean([float(i) for i in inside]))}
+    for bucket in (0, 1):
+        here = [float(i) for i, row in zip(inside, rows, strict=True) if row[0] == bucket]
+        assert score.coverages()[0.8][bucket] == pytest.approx(_mean(here), nan_ok=True)
 
 
 @given(rows=_rows)
@@ -114,11 +117,46 @@ def test_a_silent_forecaster_is_not_the_best() -> None:
     assert score.skill() == 0.0
 
 
+@given(rows=_rows)
+def test_who_spoke_is_counted(rows: list[Row]) -> None:
+    """The share of landed forecasts on which each had a word of its own, by horizon."""
+    score = _landed(rows)
+    for bucket in (0, 1):
+        points = [points for b, _, points, _ in rows if b == bucket]
+        for i, name in enumerate(FORECASTERS):
+            spoke = _mean([float(not math.isnan(own[i])) for own in points])
+            assert score.spoke(name)[bucket] == pytest.approx(spoke, nan_ok=True)
+
+
+@given(rows=_rows)
+def test_more_rows_change_no_other(rows: list[Row]) -> None:
+    """All are judged on the same truths, whoever else is."""
+    score = _landed(rows)
+    fewer = Score.zero(FORECASTERS[:2], (1, 4), LEVELS)
+    for bucket, truth, points, quantiles in rows:
+        said = np.array(points[:2])[:, None]
+        fewer.land(bucket, np.array([truth]), said, np.array([quantiles]))
+    np.testing.assert_array_equal(fewer.count, score.count)
+    np.testing.assert_allclose(fewer.absolute, score.absolute[:2])
+    np.testing.assert_allclose(fewer.squared, score.squared[:2])
+    np.testing.assert_allclose(fewer.pinball, score.pinball)
+
+
 @given(rows=_rows, cut=st.integers(0, 20))
 def test_scores_add(rows: list[Row], cut: int) -> None:
     """The score of all is the sum of the scores of the parts."""
     whole, parts = _landed(rows), reduce(add, [_landed(rows[:cut]), _landed(rows[cut:])])
-    sums = ("count", "absolute", "squared", "magnitude", "pinball", "covered", "below", "at_most")
+    sums = (
+        "count",
+        "spoken",
+        "absolute",
+        "squared",
+        "magnitude",
+        "pinball",
+        "covered",
+        "below",
+        "at_most",
+    )
     for name in sums:
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-9)
 

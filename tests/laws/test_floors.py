@@ -23,6 +23,7 @@ LIST = (
     "events",
     "keys",
     "windows",
+    "baselines",
     "scoring",
     "spread",
     "regression",
