@@ -4,58 +4,49 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from stream_forecaster import labels, tables
 from stream_forecaster.calendar import DAY_MS, HOUR_MS
 from stream_forecaster.config import Settings
-from stream_forecaster.scoring import NAIVE, PUBLISHED, Score
+from stream_forecaster.scoring import PUBLISHED, Score, central_intervals
 
-_LABELS = {
-    PUBLISHED: "published forecast",
-    NAIVE: "last value (naive)",
-    "moving_average": "moving average",
-    "ewma_fast": "EWMA, fast",
-    "ewma_medium": "EWMA, medium",
-    "ewma_slow": "EWMA, slow",
-    "seasonal_day": "same time of day",
-    "seasonal_week": "same time of week",
-    "population": "population",
-    "ma_3": "mean of the last three",
-    "day_type_fast": "same hour, type of day",
-    "day_type_slow": "the same, slow",
-    "ridge": "ridge regression",
-    "ridge_long": "the same, long lags",
-    "ridge_key": "the same, per key",
-    "dlinear": "DLinear, online",
-    "lstm": "LSTM",
-    "lstm_residual": "LSTM on the pool",
-}
 _UNITS = ((DAY_MS, "day"), (HOUR_MS, "hour"), (60_000, "minute"), (1_000, "second"))
+_SPARE = ("spoke", "MSE", "WAPE", "MASE")
+"""What a narrow terminal does without, first to last."""
 _LEGEND = """\
 Every forecast was made before its truth was read, and scored when that came.
   MAE    mean absolute error: how far off, in units of the value per bucket
   MSE    mean squared error: one large miss weighs more than many small ones
   MASE   MAE relative to that of the last value one bucket ahead: 1 is no better
   WAPE   all errors over all volume: 0.2 is 20 % off
-  WQL    like WAPE, for the whole range forecast and not only its middle
+  WQL    like WAPE, for the whole range forecast and not only its middle; of a
+         single number it is the WAPE
+  80 %   share of truths within the 80 % interval, in %; the others likewise
+  spoke  how often it had an opinion, in %, where not always: else it is scored
+         as the last value
   skill  how much smaller the error is than the last value's: 1 is perfect
-* the smallest MAE at its horizon. EWMA: a mean that forgets exponentially.
-population: the mean of all keys that have been there as long."""
+* the smallest MAE shown at its horizon. In bold: what is published.
+EWMA: a mean that forgets exponentially. Pool: the experts without the network."""
 
 
-def show(console: Console, settings: Settings, scores: Sequence[Score]) -> None:
-    """Print one table per resolution, a summary of each, and what the columns mean."""
+def show(
+    console: Console, settings: Settings, scores: Sequence[Score], *, experts: bool = False
+) -> None:
+    """Print one table per resolution, a summary of each, and what the columns mean.
+
+    Args:
+        console: where to.
+        settings: of the pass.
+        scores: per resolution.
+        experts: with a row for each expert.
+    """
     if not any(score.count.any() for score in scores):
         console.print("No forecast has come due: the events span too little time.")
         return
     for resolution, score in zip(settings.resolutions, scores, strict=True):
         if score.count.any():
-            console.print(_table(resolution.step_ms, score))
+            _show(console, resolution.step_ms, score, experts=experts)
     console.print(_LEGEND, markup=False, highlight=False, soft_wrap=True)
     console.print()
     for resolution, score in zip(settings.resolutions, scores, strict=True):
@@ -107,53 +98,69 @@ def _horizon(score: Score, bucket: int) -> dict[str, Any]:
         "horizon": score.horizons[bucket],
         "landed": int(score.count[bucket]),
         "wql": _finite(score.wql()[bucket]),
-        "forecasters": {
-            name: {
-                "mae": _finite(score.mae(name)[bucket]),
-                "mse": _finite(score.mse(name)[bucket]),
-                "mase": _finite(score.mase(name)[bucket]),
-                "wape": _finite(score.wape(name)[bucket]),
-            }
-            for name in score.forecasters
-        },
+        "coverage": {f"{k:g}": _finite(r[bucket]) for k, r in score.coverages().items()},
+        "forecasters": {name: _forecaster(score, name, bucket) for name in score.forecasters},
     }
 
 
-def _table(step_ms: int, score: Score) -> Table:
+def _forecaster(score: Score, name: str, bucket: int) -> dict[str, float | None]:
+    """Nothing but that it never spoke of one who never did: the errors are another's."""
+    spoke = float(score.spoke(name)[bucket])
+    measures = {"mae": score.mae, "mse": score.mse, "mase": score.mase, "wape": score.wape}
+    errors = {key: float(of(name)[bucket]) if spoke else math.nan for key, of in measures.items()}
+    return {key: _finite(value) for key, value in (errors | {"spoke": spoke}).items()}
+
+
+def _show(console: Console, step_ms: int, score: Score, *, experts: bool) -> None:
+    sections = {
+        f"{spelled(step_ms * horizon)} ahead": [*_rows(score, bucket, experts=experts)]
+        for bucket, horizon in enumerate(score.horizons)
+        if score.count[bucket]
+    }
+    columns = ("MAE", "MSE", "MASE", "WAPE", "WQL", *map(_percent, intervals(score)), "spoke")
     title = f"Buckets of {spelled(step_ms)}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("ahead", "forecaster"):
-        table.add_column(name, no_wrap=True)
-    for name in ("MAE", "MSE", "MASE", "WAPE", "WQL"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for bucket, horizon in enumerate(score.horizons):
-        if score.count[bucket]:
-            for i, row in enumerate(_rows(score, bucket)):
-                ahead = spelled(step_ms * horizon) if i == 0 else ""
-                style = "bold" if i == 0 else ""
-                table.add_row(ahead, *map(Text, row), style=style)
-            table.add_section()
-    return table
+    tables.show(console, title, columns, sections, spare=_SPARE)
 
 
-def _rows(score: Score, bucket: int) -> Iterator[tuple[str, ...]]:
-    def at(values: NDArray[np.float64]) -> str:
-        value = float(values[bucket])
-        if math.isnan(value):
-            return ""
-        return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+def _rows(score: Score, bucket: int, *, experts: bool) -> Iterator[tables.Row]:
+    names = {
+        name: label
+        for name, label in labels.rows(score, experts=experts).items()
+        if score.spoke(name)[bucket]
+    }
+    best = min(names, key=lambda name: float(score.mae(name)[bucket]))
+    for name, label in names.items():
+        spoke = f"{100 * score.spoke(name)[bucket]:.0f}"
+        cells = {
+            "MAE": tables.number(score.mae(name)[bucket]) + ("*" if name == best else " "),
+            "MSE": tables.number(score.mse(name)[bucket]),
+            "MASE": tables.number(score.mase(name)[bucket]),
+            "WAPE": tables.number(score.wape(name)[bucket]),
+            "spoke": "" if spoke == "100" else spoke,
+        }
+        if name == PUBLISHED:
+            cells |= published_cells(score, bucket)
+        yield tables.Row(label, cells, style="bold" if name == PUBLISHED else "")
 
-    errors = {name: float(score.mae(name)[bucket]) for name in score.forecasters}
-    best = min(errors, key=errors.__getitem__)
-    for name in score.forecasters:
-        yield (
-            _LABELS.get(name, name),
-            at(score.mae(name)) + ("*" if name == best else " "),
-            at(score.mse(name)),
-            at(score.mase(name)),
-            at(score.wape(name)),
-            at(score.wql()) if name == PUBLISHED else "",
-        )
+
+def published_cells(score: Score, bucket: int) -> dict[str, str]:
+    """What only a forecast with quantiles has: WQL and coverage."""
+    coverages = score.coverages()
+    covered = {level: float(coverages[level][bucket]) for level in intervals(score)}
+    shares = {
+        _percent(level): "" if math.isnan(share) else f"{100 * share:.1f}"
+        for level, share in covered.items()
+    }
+    return {"WQL": tables.number(score.wql()[bucket]), **shares}
+
+
+def intervals(score: Score) -> list[float]:
+    """The two widest central intervals, the narrower first: 80 and 95 % by default."""
+    return sorted(central_intervals(score.levels))[-2:]
+
+
+def _percent(level: float) -> str:
+    return f"{100 * level:g} %"
 
 
 def _finite(value: float) -> float | None:

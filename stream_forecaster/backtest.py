@@ -49,6 +49,7 @@ def backtest(  # noqa: PLR0913  (one parameter for each option of the command)
     partitions: int = 1,
     forecasts: str | None = None,
     report: str | None = None,
+    experts: bool = False,
     as_json: bool = False,
     console: Console,
 ) -> int:
@@ -60,6 +61,7 @@ def backtest(  # noqa: PLR0913  (one parameter for each option of the command)
         partitions: over how many the events are spread by key, as Kafka's producer does.
         forecasts: where to write what `run` would publish; None: nowhere.
         report: directory of the page to write (`report`); None: none.
+        experts: print a row for each expert, too.
         as_json: print one JSON object instead of tables.
         console: standard output. Progress goes to standard error.
 
@@ -80,7 +82,7 @@ def backtest(  # noqa: PLR0913  (one parameter for each option of the command)
             out["report"] = str(page)
         _print_json(console, out)
     else:
-        accuracy.show(console, settings, past.scores)
+        accuracy.show(console, settings, past.scores, experts=experts)
         _print_counts(console, past)
         if page is not None:
             console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

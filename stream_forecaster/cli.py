@@ -265,6 +265,9 @@ def run_backtest(  # noqa: PLR0913  (one parameter per option)
     partitions: Partitions = 1,
     forecasts: ForecastFile = None,
     report: ReportFolder = None,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="With a row for each expert of the pool.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Forecast a file of past events as `run` would have, and print how right it was."""
@@ -274,6 +277,7 @@ def run_backtest(  # noqa: PLR0913  (one parameter per option)
         partitions=partitions,
         forecasts=forecasts,
         report=report,
+        experts=experts,
         as_json=as_json,
         console=Console(),
     )

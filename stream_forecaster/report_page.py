@@ -15,7 +15,7 @@ from string import Template
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster import __version__
+from stream_forecaster import __version__, labels
 from stream_forecaster.accuracy import spelled
 from stream_forecaster.config import redacted
 from stream_forecaster.report_contents import Contents, Portrait, Series
@@ -162,28 +162,37 @@ def _intervals(levels: tuple[float, ...]) -> str:
 
 def _tables(step_ms: int, score: Score) -> str:
     """One table per measure; the page shows one measure at a time."""
+    rows = labels.rows(score, experts=True)
     measures = {
         "mae": score.mae,
         "mse": score.mse,
         "mase": score.mase,
         "wape": score.wape,
     }
-    tables = {
-        name: {forecaster: of(forecaster) for forecaster in score.forecasters}
-        for name, of in measures.items()
-    }
+    tables = {name: {n: _own(score, n, of(n)) for n in rows} for name, of in measures.items()}
     tables["wql"] = {PUBLISHED: score.wql()}
-    shown_tables = _each(_table(name, step_ms, score, rows) for name, rows in tables.items())
+    shown_tables = _each(
+        _table(name, step_ms, score, {rows[n]: row for n, row in table.items()}, rows[PUBLISHED])
+        for name, table in tables.items()
+    )
     return f"<section><h3>Buckets of {spelled(step_ms)}</h3>{shown_tables}</section>"
 
 
-def _table(measure: str, step_ms: int, score: Score, rows: Mapping[str, Float64]) -> str:
+def _own(score: Score, forecaster: str, values: Float64) -> Float64:
+    """Its `values` (G,), NaN where it never spoke: there they are the last value's."""
+    return np.where(score.spoke(forecaster) > 0, values, np.nan)
+
+
+def _table(
+    measure: str, step_ms: int, score: Score, rows: Mapping[str, Float64], published: str
+) -> str:
+    """Rows (G,) by label; that of the published forecast stands out."""
     landed = np.flatnonzero(score.count)
     head = _each(f"<th>{spelled(step_ms * score.horizons[g])}</th>" for g in landed)
     values = np.array([row[landed] for row in rows.values()])
-    best = values.min(axis=0)
+    best = np.fmin.reduce(values, axis=0)
     body = _each(
-        f'<tr class="{"published" if name == PUBLISHED else ""}"><th>{_said(name)}</th>'
+        f'<tr class="{"published" if name == published else ""}"><th>{escape(name)}</th>'
         f"{_each(map(_cell, row, best))}</tr>"
         for name, row in zip(rows, values, strict=True)
     )
@@ -206,10 +215,10 @@ def _cell(value: float, best: float) -> str:
 
 def _skill(step_ms: int, score: Score) -> str:
     """How much smaller the error is than the last value's, by horizon."""
-    landed = np.flatnonzero(score.count)
+    landed, said = np.flatnonzero(score.count), labels.rows(score, experts=True)
     with np.errstate(divide="ignore", invalid="ignore"):
-        skill = {n: 1 - score.mae(n)[landed] / score.mae(NAIVE)[landed] for n in score.forecasters}
-    others = [name for name in score.forecasters if name not in (PUBLISHED, NAIVE)]
+        skill = {n: _own(score, n, 1 - score.mae(n) / score.mae(NAIVE))[landed] for n in said}
+    others = [name for name in said if name not in (PUBLISHED, NAIVE)]
     best = max(others, key=lambda name: float(np.nan_to_num(skill[name], nan=-9.0).mean()))
     lines = np.array([*skill.values()])
     lowest = max(float(np.nanmin(lines, initial=0.0)), _LOWEST_SKILL)
@@ -217,12 +226,17 @@ def _skill(step_ms: int, score: Score) -> str:
     plot = Plot("Skill by horizon", (0, len(landed) - 1), (1.1 * lowest, 1.1 * highest))
     plot.x_ticks((i, str(score.horizons[g])) for i, g in enumerate(landed))
     at = np.arange(len(landed))
-    plot.line(at, np.zeros(len(landed)), "zero", f"{_said(NAIVE)}: 0 by definition")
+    plot.line(at, np.zeros(len(landed)), "zero", f"{said[NAIVE]}: 0 by definition")
     for name in (*(n for n in others if n != best), best, PUBLISHED):
         kind = {PUBLISHED: "c0", best: "c1"}.get(name, "rest")
-        plot.line(at, skill[name], kind, _said(name))
+        plot.line(at, skill[name], kind, said[name])
     legend = _legend(
-        {"c0": PUBLISHED, "c1": f"{best} (best other)", "rest": "the others", "zero": NAIVE}
+        {
+            "c0": said[PUBLISHED],
+            "c1": f"{said[best]} (best other)",
+            "rest": "the others",
+            "zero": said[NAIVE],
+        }
     )
     return _figure(plot, f"Buckets of {spelled(step_ms)} ahead", legend)
 
@@ -250,7 +264,7 @@ def _weights(contents: Contents) -> Iterator[str]:
     for i, names in enumerate(contents.experts):
         weight = np.array([look.weights[i] for look in contents.looks])  # (S, M)
         order = np.argsort(-np.abs(weight).mean(axis=0), kind="stable")
-        lines = {names[m]: weight[:, m] for m in order[:_LINES]}
+        lines = {labels.label(names[m]): weight[:, m] for m in order[:_LINES]}
         rest = order[_LINES:]
         if len(rest):
             lines[f"{len(rest)} others together"] = weight[:, rest].sum(axis=1)
@@ -262,7 +276,7 @@ def _weights(contents: Contents) -> Iterator[str]:
         plot.x_ticks(time_ticks(contents.calendar, *span))
         kinds = [*(f"c{n}" for n in range(_LINES)), "rest"]
         for kind, (name, line) in zip(kinds, lines.items(), strict=False):
-            plot.line(time_ms, line, kind, _said(name))
+            plot.line(time_ms, line, kind, name)
         step = spelled(contents.settings.resolutions[i].step_ms)
         yield _figure(plot, f"Buckets of {step}", _legend(dict(zip(kinds, lines, strict=False))))
 
@@ -277,13 +291,8 @@ def _figure(plot: Plot, caption: str, legend: str = "") -> str:
 
 
 def _legend(names: Mapping[str, str]) -> str:
-    items = _each(f'<li class="{kind}">{_said(name)}</li>' for kind, name in names.items())
+    items = _each(f'<li class="{kind}">{escape(name)}</li>' for kind, name in names.items())
     return f'<ul class="legend">{items}</ul>'
-
-
-def _said(name: str) -> str:
-    """A forecaster's name as people write it."""
-    return escape(name.replace("_", " "))
 
 
 def _each(parts: Iterable[str]) -> str:

@@ -191,8 +191,10 @@ def test_table_names_the_naive_rows_and_what_the_columns_mean(events: str) -> No
     """A newcomer finds the simple forecasters beside the published one, and a legend."""
     text = run_backtest(events)
 
-    for words in ("published forecast", "last value (naive)", "moving average", "same time of day"):
-        assert words in text
+    for words in ("last value", "MA(3)", "EWMA, fast", "pool"):
+        assert f"\n   {words}  " in text, words
+    assert "moving average" not in text
+    assert "moving average" in run_backtest(events, experts=True)
     assert "how far off" in text
     assert "1 minute: skill" in text
     assert "600 events counted, 0 rejected" in text

@@ -77,6 +77,8 @@ LIST = (
     "edge.options",
     "edge.subcommands",
     "edge.signals",
+    "labels",
+    "tables",
     "accuracy",
     "report_contents",
     "report_plots",
