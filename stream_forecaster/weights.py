@@ -5,7 +5,7 @@ the modules of the step nearest to its own, so any settings can start from any f
 architecture. Nothing is ever unpickled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.random import fork_rng
 
 from stream_forecaster import archive, network
 from stream_forecaster.errors import WeightsMismatch
@@ -96,6 +97,20 @@ def _shapes(steps: int) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):  # shapes without memory
         parameters = network.Network(steps).state_dict()
     return {"shares": (steps, 2)} | {k: tuple(v.shape) for k, v in parameters.items()}
+
+
+def untrained(steps_ms: Sequence[int], seed: int) -> Weights:
+    """Random weights, which no one has reason to trust: their paths enter the fusion at zero.
+
+    Args:
+        steps_ms: (S,) the bucket widths to have modules for.
+        seed: of the draw.
+    """
+    with fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = network.Network(len(steps_ms)).state_dict()
+    arrays = {name: parameter.numpy() for name, parameter in drawn.items()}
+    return Weights(tuple(steps_ms), arrays, np.zeros((len(steps_ms), 2)), {})
 
 
 @cache

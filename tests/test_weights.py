@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stream_forecaster.calendar import DAY_MS, HOUR_MS
 from stream_forecaster.errors import WeightsMismatch
 from stream_forecaster.network import Network
-from stream_forecaster.weights import ARCHITECTURE, Weights, decode, shipped
+from stream_forecaster.weights import ARCHITECTURE, Weights, decode, shipped, untrained
 
 _MINUTE_MS = 60_000
 
@@ -45,6 +45,18 @@ def test_what_is_written_is_read() -> None:
     np.testing.assert_array_equal(read.shares, written.shares)
     assert read.arrays.keys() == written.arrays.keys()
     assert all(np.array_equal(read.arrays[n], a) for n, a in written.arrays.items())
+
+
+def test_untrained_weights_have_no_say() -> None:
+    """Random, of the architecture, the same for the same seed; and the draw is its own."""
+    state = torch.random.get_rng_state()
+    drawn, again, other = (untrained((_MINUTE_MS, HOUR_MS), seed) for seed in (1, 1, 2))
+
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not drawn.shares.any()
+    assert decode(drawn.encode(), "w").steps_ms == (_MINUTE_MS, HOUR_MS)
+    assert all(np.array_equal(a, again.arrays[name]) for name, a in drawn.arrays.items())
+    assert any(not np.array_equal(a, other.arrays[name]) for name, a in drawn.arrays.items())
 
 
 @given(data=st.data())
