@@ -117,7 +117,7 @@ def _show(console: Console, step_ms: int, score: Score, *, experts: bool) -> Non
         for bucket, horizon in enumerate(score.horizons)
         if score.count[bucket]
     }
-    columns = ("MAE", "MSE", "MASE", "WAPE", "WQL", *map(_percent, intervals(score)), "spoke")
+    columns = ("MAE", "MSE", "MASE", "WAPE", "WQL", *percents(score), "spoke")
     title = f"Buckets of {spelled(step_ms)}"
     tables.show(console, title, columns, sections, spare=_SPARE)
 
@@ -146,21 +146,15 @@ def _rows(score: Score, bucket: int, *, experts: bool) -> Iterator[tables.Row]:
 def published_cells(score: Score, bucket: int) -> dict[str, str]:
     """What only a forecast with quantiles has: WQL and coverage."""
     coverages = score.coverages()
-    covered = {level: float(coverages[level][bucket]) for level in intervals(score)}
-    shares = {
-        _percent(level): "" if math.isnan(share) else f"{100 * share:.1f}"
-        for level, share in covered.items()
-    }
+    covered = {name: float(coverages[level][bucket]) for name, level in percents(score).items()}
+    shares = {name: f"{100 * share:.1f}" for name, share in covered.items()}
     return {"WQL": tables.number(score.wql()[bucket]), **shares}
 
 
-def intervals(score: Score) -> list[float]:
-    """The two widest central intervals, the narrower first: 80 and 95 % by default."""
-    return sorted(central_intervals(score.levels))[-2:]
-
-
-def _percent(level: float) -> str:
-    return f"{100 * level:g} %"
+def percents(score: Score) -> dict[str, float]:
+    """The two widest central intervals by column, the narrower first: 80 and 95 % by default."""
+    widest = sorted(central_intervals(score.levels))[-2:]
+    return {f"{100 * level:g} %": level for level in widest}
 
 
 def _finite(value: float) -> float | None:

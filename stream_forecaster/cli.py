@@ -268,6 +268,14 @@ def run_backtest(  # noqa: PLR0913  (one parameter per option)
     experts: Annotated[
         bool, typer.Option("--experts", help="With a row for each expert of the pool.")
     ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Beside it both profiles, the pool alone, and the network zero-shot, online only "
+            "and both; up to six runs in one pass, and as much time and memory.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Forecast a file of past events as `run` would have, and print how right it was."""
@@ -278,6 +286,7 @@ def run_backtest(  # noqa: PLR0913  (one parameter per option)
         forecasts=forecasts,
         report=report,
         experts=experts,
+        compare=compare,
         as_json=as_json,
         console=Console(),
     )

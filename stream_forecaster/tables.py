@@ -44,7 +44,7 @@ def show(
         console: where to.
         title: above the table.
         columns: in order.
-        sections: heading -> rows.
+        sections: heading, which may be empty -> rows.
         spare: what to do without, first to last.
     """
     table, width = _table(console, title, columns, sections)
@@ -83,7 +83,8 @@ def _table(
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for heading, rows in sections.items():
-        table.add_row(Text(heading))
+        if heading:
+            table.add_row(Text(heading))
         for row in rows:
             cells = (Text(row.cells.get(name, "")) for name in columns)
             table.add_row(Text(f"  {row.label}"), *cells, style=row.style)

@@ -64,6 +64,18 @@ def test_who_never_spoke_is_left_out() -> None:
     assert week == {"mae": None, "mse": None, "mase": None, "wape": None, "spoke": 0.0}
 
 
+def test_who_speaks_of_the_near_only_has_no_row_for_the_far() -> None:
+    """As a week does whose window does not reach back two of them."""
+    made = score()
+    points = np.full((len(FORECASTERS), 1), 9.0)
+    points[FORECASTERS.index("lstm")] = NAN
+    made.land(1, np.array([10.0]), points, np.full((1, 3), 9.0))
+
+    near, far = shown(made, experts=True).split("10 minutes ahead")
+    assert "LSTM" in near
+    assert "LSTM" not in far.partition("Every forecast")[0]
+
+
 def test_experts_are_shown_where_asked_for() -> None:
     """Else only what every report compares."""
     assert "moving average" not in shown(score())

@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from stream_forecaster import backtest
+from stream_forecaster import backtest, passes
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings, parse, redacted
 from stream_forecaster.edge.files import read_events
@@ -149,7 +149,7 @@ def test_naive_rows_equal_a_slow_scoring(events: str, resolution: int) -> None:
 
 def test_scores_and_counts_add_up_over_blocks(events: str) -> None:
     """Reading in blocks of 50 gives the sums that one block gives."""
-    whole, pieces = backtest.Pass(SETTINGS), backtest.Pass(SETTINGS)
+    whole, pieces = passes.Pass(SETTINGS), passes.Pass(SETTINGS)
 
     for past, block_records in ((whole, 1_000), (pieces, 50)):
         turns = list(past.turns(read_events([events], SETTINGS.input, block_records=block_records)))
@@ -164,7 +164,7 @@ def test_scores_and_counts_add_up_over_blocks(events: str) -> None:
 
 def test_the_row_of_the_pool_is_what_a_run_without_the_network_scores(events: str) -> None:
     """Beside a network that does move the published forecast."""
-    with_it, without = (backtest.Pass(streams.settings(network=n)) for n in (True, False))
+    with_it, without = (passes.Pass(streams.settings(network=n)) for n in (True, False))
     for past in (with_it, without):
         drifts = sum(sum(turn.drifts) for turn in past.turns(read_events([events], SETTINGS.input)))
         assert not drifts  # which part of what was learned is forgotten depends on what was said
@@ -198,6 +198,34 @@ def test_table_names_the_naive_rows_and_what_the_columns_mean(events: str) -> No
     assert "how far off" in text
     assert "1 minute: skill" in text
     assert "600 events counted, 0 rejected" in text
+
+
+def test_a_comparison_publishes_what_is_set(tmp_path: Path) -> None:
+    """The forecasts and the scores are those of a run without one; the variants stand beside."""
+    settings = streams.settings(network=True)
+    events = write(tmp_path / "e.jsonl", BUSY[:200])
+    alone = report(events, settings, forecasts=str(tmp_path / "alone"))
+    beside = report(events, settings, forecasts=str(tmp_path / "beside"), compare=True)
+
+    assert (tmp_path / "beside").read_bytes() == (tmp_path / "alone").read_bytes()
+    assert beside["resolutions"] == alone["resolutions"]
+    assert "variants" not in alone
+    as_set, *others = beside["variants"]
+    assert as_set["names"] == ["as set", "full profile", "both"]
+    assert as_set["resolutions"] == alone["resolutions"]
+    assert len(others) == 4
+    for other in others:
+        assert other["seconds"] > 0
+        assert other["resolutions"] != alone["resolutions"]
+
+
+def test_a_comparison_is_printed_below(tmp_path: Path) -> None:
+    """After the table of what is set; without a network three variants are left to it."""
+    text = run_backtest(write(tmp_path / "e.jsonl", BUSY[:100]), compare=True)
+
+    _, table = text.split("Variants side by side")
+    for name in ("as set, full profile, pool alone", "lean profile", "zero-shot", "both"):
+        assert f"\n   {name}  " in table, name
 
 
 def test_a_log_too_short_to_score_says_so(tmp_path: Path) -> None:

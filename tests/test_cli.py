@@ -689,6 +689,22 @@ def test_a_replay_proves_a_backtest(call: Call, tmp_path: Path) -> None:
     assert call("replay", *files, "--verify", str(out))[0] == 1
 
 
+def test_a_backtest_shows_as_much_as_is_asked_for(call: Call, tmp_path: Path) -> None:
+    """The rows that everyone wants; those of the experts and other variants by flag."""
+    population = Population(1, 5, 1_767_571_200_000, events_per_s=0.5, fault_share=0)
+    events = population.events(population.start_ms, population.start_ms + 10 * MINUTE_MS)
+    path = tmp_path / "e.jsonl"
+    path.write_bytes(b"".join(event.value + b"\n" for event in events))
+    options = ("backtest", "--events", str(path), "--set", "model.network=false")
+
+    plain, full = call(*options)[1], call(*options, "--experts", "--compare")[1]
+
+    assert "last value" in plain
+    for words in ("moving average", "Variants side by side", "lean profile"):
+        assert words not in plain
+        assert words in full
+
+
 def test_an_events_file_that_is_not_there_exits_2(call: Call) -> None:
     """With its name."""
     code, _, err = call("backtest", "--events", "/no/such.jsonl")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typing_extensions import override
 
-from stream_forecaster import backtest, cli, labels
+from stream_forecaster import backtest, cli, labels, passes
 from stream_forecaster.calendar import DAY_MS, LATEST_MS, Calendar
 from stream_forecaster.config import Settings, parse, redacted
 from stream_forecaster.edge.files import read_events
@@ -109,7 +109,7 @@ def watch(events: str, partitions: int = 1) -> Report:
     """A report that has seen a whole log, five records a turn."""
     watching = Report(SETTINGS, str(Path(events).with_suffix(".report")))
     blocks = read_events([events], SETTINGS.input, partitions=partitions, block_records=5)
-    for _ in backtest.Pass(SETTINGS, watching).turns(blocks):
+    for _ in passes.Pass(SETTINGS, watching).turns(blocks):
         pass
     return watching
 
@@ -296,7 +296,7 @@ def test_fans_are_published_forecasts_one_after_another(events: str) -> None:
     """Four of each key and resolution at most, none picked, none over another."""
     watching = watch(events)
     blocks = read_events([events], SETTINGS.input, partitions=1)
-    forecasts = [f for turn in backtest.Pass(SETTINGS).turns(blocks) for f in turn.forecasts]
+    forecasts = [f for turn in passes.Pass(SETTINGS).turns(blocks) for f in turn.forecasts]
 
     for portrait in watching._portraits():
         for i, series in enumerate(portrait.series):

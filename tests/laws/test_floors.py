@@ -85,6 +85,8 @@ LIST = (
     "report_page",
     "report",
     "recording",
+    "passes",
+    "variants",
     "backtest",
     "plan",
     "training",
