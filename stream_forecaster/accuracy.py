@@ -119,7 +119,7 @@ def _show(console: Console, step_ms: int, score: Score, *, experts: bool) -> Non
     }
     columns = ("MAE", "MSE", "MASE", "WAPE", "WQL", *percents(score), "spoke")
     title = f"Buckets of {spelled(step_ms)}"
-    tables.show(console, title, columns, sections, spare=_SPARE)
+    tables.show(console, title, columns, sections, spare=(*_SPARE, *percents(score), "WQL"))
 
 
 def _rows(score: Score, bucket: int, *, experts: bool) -> Iterator[tables.Row]:

@@ -78,7 +78,13 @@ def _table(
     console: Console, title: str, columns: Sequence[str], sections: Mapping[str, Sequence[Row]]
 ) -> tuple[Table, int]:
     """A table and how wide it wants to be."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column(no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
