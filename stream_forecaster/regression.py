@@ -106,11 +106,34 @@ def training_slots(index: int, keys: int) -> Int64:
     return np.arange(index % turns, keys, turns)
 
 
+class Harmonics:
+    """Where in the day and in the week a bucket begins, as sines and cosines of what the step sees.
+
+    Attributes:
+        size: how many.
+    """
+
+    def __init__(self, calendar: Calendar, step_ms: int) -> None:
+        self._calendar, self._step_ms = calendar, step_ms
+        self._periods_ms = [
+            period_ms / harmonic
+            for period_ms, harmonic in ((DAY_MS, 1), (DAY_MS, 2), (WEEK_MS, 1), (WEEK_MS, 2))
+            if 2 * step_ms < period_ms / harmonic
+        ]
+        self.size = 2 * len(self._periods_ms)
+
+    def __call__(self, index: int) -> Float64:
+        """(size,) of bucket `index`."""
+        local_ms = float(self._calendar.local(int(self._calendar.start(index, self._step_ms))))
+        turns = 2 * np.pi * (local_ms % WEEK_MS) / np.array(self._periods_ms)
+        return np.concatenate([np.sin(turns), np.cos(turns)])
+
+
 class Features:
     """What a ridge regression sees of a room (B, R) of buckets that ends at an origin."""
 
     def __init__(self, calendar: Calendar, window: Window, horizon: int, design: Design) -> None:
-        self._calendar, self._step_ms = calendar, window.step_ms
+        self._step_ms = window.step_ms
         day, week = self._steps(DAY_MS), self._steps(WEEK_MS)
         most = window.context - horizon
         self.lags = min(design.lags, most)
@@ -123,12 +146,8 @@ class Features:
         if season < week <= self.room and self.lags < week:  # the next steps, a week ago
             ago.append(week - np.arange(1, min(horizon, week - self.lags) + 1))
         self._far = self.room - 1 - np.concatenate([*ago, np.empty(0, np.int64)])
-        self._periods_ms = [
-            period_ms / harmonic
-            for period_ms, harmonic in ((DAY_MS, 1), (DAY_MS, 2), (WEEK_MS, 1), (WEEK_MS, 2))
-            if 2 * self._step_ms < period_ms / harmonic
-        ]
-        self.size = self.lags + len(self._far) + 2 * len(self._periods_ms) + 2
+        self._harmonics = Harmonics(calendar, self._step_ms)
+        self.size = self.lags + len(self._far) + self._harmonics.size + 2
 
     def __call__(self, room: Float64, index: int, scale: Float64) -> tuple[Float64, Float64]:
         """Features (B, size) at origin `index`, NaN where too little is known; anchors (B,)."""
@@ -152,48 +171,39 @@ class Features:
         """How many steps a day or week has; 0 if it is no number of them."""
         return 0 if period_ms % self._step_ms else period_ms // self._step_ms
 
-    def _harmonics(self, index: int) -> Float64:
-        local_ms = float(self._calendar.local(int(self._calendar.start(index, self._step_ms))))
-        turns = 2 * np.pi * (local_ms % WEEK_MS) / np.array(self._periods_ms)
-        return np.concatenate([np.sin(turns), np.cos(turns)])
 
-
-class RidgeAr:
+class Ridge:
     """Direct multi-horizon ridge regression, pooled over keys, with forgetting.
 
     Recursive in its sufficient statistics: the Gram matrix of the features (F, F) and their
-    products with the labels (F, H).
+    products with the labels (F, H). What the features are, whoever inherits from it says.
     """
 
-    def __init__(
-        self, calendar: Calendar, window: Window, horizon: int, scale: Scale, design: Design
-    ) -> None:
+    def __init__(self, window: Window, horizon: int, design: Design, room: int, size: int) -> None:
         self.name = design.name
-        self._window, self._horizon, self._scale, self._design = window, horizon, scale, design
-        self._features = Features(calendar, window, horizon, design)
-        size = self._features.size
+        self._window, self._design, self._room = window, design, room
+        self._ahead = np.arange(1, horizon + 1)
         self._gram, self._products = np.zeros((size, size)), np.zeros((size, horizon))
         self._weights = np.full((size, horizon), np.nan)
         self._rows = np.zeros(1)
 
     def learn(self, index: int, value: Float64) -> None:
         """Take in bucket `index`, just closed: `value` (K,), NaN where missing."""
-        self._scale.learn(index, value)
-        slots = self._training(index, len(value))
-        values, horizon = self._window.values(slots), self._horizon
-        room = values[:, -self._features.room - horizon : -horizon]
-        row, anchor, scale = self._row(slots, room, index - horizon)
+        slots, horizon = self._training(index, len(value)), len(self._ahead)
+        values = self._window.values(slots)
+        room = values[:, -self._room - horizon : -horizon]
+        row, anchor, scale = self._row(slots, room, index - horizon, self._ahead)
         label = (values[:, -horizon:] - anchor) / scale
         complete = ~(np.isnan(row[:, 0]) | np.isnan(label).any(axis=1))
         if complete.any():
             self._take(slots[complete], row[complete], label[complete])
-        if index % self._design.every == 0 and self._rows[0] >= self._features.size:
+        if index % self._design.every == 0 and self._rows[0] >= len(self._gram):
             self._solve()
 
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         """(B, len(ahead))."""
-        room = self._window.values(slots)[:, -self._features.room :]
-        row, anchor, scale = self._row(slots, room, index)
+        room = self._window.values(slots)[:, -self._room :]
+        row, anchor, scale = self._row(slots, room, index, ahead)
         said: Float64 = anchor + scale * (row @ self._weights[:, ahead - 1])
         return said
 
@@ -211,11 +221,14 @@ class RidgeAr:
         for name, own in self.arrays().items():
             own[:] = arrays[name]
 
-    def _row(self, slots: Slots, room: Float64, index: int) -> tuple[Float64, Float64, Float64]:
-        """Features (B, F), anchors (B, 1) and scales (B, 1) at an origin."""
-        scale = self._scale(slots)
-        row, anchor = self._features(room, index, scale)
-        return row, anchor[:, None], scale[:, None]
+    def _row(
+        self, slots: Slots, room: Float64, index: int, ahead: Int64
+    ) -> tuple[Float64, Float64, Float64]:
+        """Features (B, F) at an origin; what its labels are relative to (B, 1) or (B, H), (B, 1).
+
+        NaN where too little is known.
+        """
+        raise NotImplementedError
 
     def _training(self, index: int, keys: int) -> Int64:
         return training_slots(index, keys)
@@ -235,6 +248,29 @@ class RidgeAr:
         penalty = _RIDGE * np.trace(self._gram) / size + 1e-9
         penalised: Float64 = self._gram + penalty * np.eye(size)
         return penalised
+
+
+class RidgeAr(Ridge):
+    """On the newest buckets themselves, relative to the last of them."""
+
+    def __init__(
+        self, calendar: Calendar, window: Window, horizon: int, scale: Scale, design: Design
+    ) -> None:
+        self._features, self._scale = Features(calendar, window, horizon, design), scale
+        super().__init__(window, horizon, design, self._features.room, self._features.size)
+
+    @override
+    def learn(self, index: int, value: Float64) -> None:
+        self._scale.learn(index, value)
+        super().learn(index, value)
+
+    @override
+    def _row(
+        self, slots: Slots, room: Float64, index: int, ahead: Int64
+    ) -> tuple[Float64, Float64, Float64]:
+        scale = self._scale(slots)
+        row, anchor = self._features(room, index, scale)
+        return row, anchor[:, None], scale[:, None]
 
 
 class RidgePerKey(RidgeAr):
@@ -264,8 +300,8 @@ class RidgePerKey(RidgeAr):
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         slots = np.arange(self._table.size)[slots]
         own = slots < _KEYS
-        room = self._window.values(slots[own])[:, -self._features.room :]
-        row, anchor, scale = self._row(slots[own], room, index)
+        room = self._window.values(slots[own])[:, -self._room :]
+        row, anchor, scale = self._row(slots[own], room, index, ahead)
         weights = self._own("weights")[slots[own]][:, :, ahead - 1]
         said = np.full((len(slots), len(ahead)), np.nan)
         said[own] = anchor + scale * np.matmul(row[:, None], weights)[:, 0]
