@@ -22,6 +22,7 @@ from stream_forecaster.dlinear import DLinear
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.regression import RIDGE, RIDGE_LONG, RidgeAr, RidgePerKey, Scale
 from stream_forecaster.river_adapter import RiverForecaster
+from stream_forecaster.seasonal_ridge import SeasonalRidge
 from stream_forecaster.windows import Window
 
 Float64 = NDArray[np.float64]
@@ -184,7 +185,7 @@ class Seasonal(Expert):
 
     def __init__(self, table: KeyTable, calendar: Calendar, window: Window, season: Season) -> None:
         step_ms = window.step_ms
-        self.name = season.name
+        self.name, self.cycle = season.name, season.cycle
         self._table, self._calendar, self._window = table, calendar, window
         self._season, self._step_ms = season, step_ms
         few = season.period_ms // step_ms <= _LONGEST_PROFILE
@@ -314,20 +315,22 @@ def pool(
     Raises:
         ValueError: river has no such forecaster.
     """
-    prefix = f"experts.{resolution.step_ms}"
+    prefix, horizon = f"experts.{resolution.step_ms}", resolution.horizon
+    seasons = _seasonal(table, calendar, window, lean=lean)
     return (
         LastValue(table, prefix),
         MovingAverage(window),
         ShortAverage(table, prefix),
         *(Ewma(table, prefix, name, rate) for name, rate in _EWMAS[: 1 if lean else None]),
-        *_seasonal(table, calendar, window, lean=lean),
-        Population(table, prefix, resolution.horizon),
-        *_regressions(table, calendar, window, resolution.horizon, lean=lean),
-        *(RiverForecaster(table, window.step_ms, resolution.horizon, name) for name in river),
+        *seasons,
+        Population(table, prefix, horizon),
+        *_regressions(table, calendar, window, horizon, lean=lean),
+        *_on_seasons(seasons, table, calendar, window, horizon),
+        *(RiverForecaster(table, window.step_ms, horizon, name) for name in river),
     )
 
 
-def _seasonal(table: KeyTable, calendar: Calendar, window: Window, *, lean: bool) -> list[Expert]:
+def _seasonal(table: KeyTable, calendar: Calendar, window: Window, *, lean: bool) -> list[Seasonal]:
     """The seasons longer than the step that are a number of steps."""
     return [
         Seasonal(table, calendar, window, season)
@@ -350,6 +353,24 @@ def _regressions(
     # Of a bounded number of keys, so that a lean pool can afford it, and dear to go without.
     found.append(RidgePerKey(table, calendar, window, horizon, scale))
     return found if lean else [*found, DLinear(window, horizon, scale)]
+
+
+def _on_seasons(
+    seasons: Sequence[Seasonal],
+    table: KeyTable,
+    calendar: Calendar,
+    window: Window,
+    horizon: int,
+) -> list[Expert]:
+    """Regressions of the deviations from days of a type; from the week, where steps are days."""
+    if window.context - horizon < _FEWEST_LAGS:
+        return []
+    cycle = "day_type" if window.step_ms < DAY_MS else "week"
+    return [
+        SeasonalRidge(table, calendar, window, horizon, season.predict, season.name)
+        for season in seasons
+        if season.cycle == cycle
+    ]
 
 
 def _day_type(weekday: Int64) -> Int64:

@@ -25,6 +25,9 @@ _EXPERTS = {
     "ridge": "ridge",
     "ridge_long": "ridge, long lags",
     "ridge_key": "ridge, per key",
+    "day_type_fast_ridge": "type of day and hour, and ridge",
+    "day_type_slow_ridge": "the same, slow",
+    "seasonal_week_ridge": "same time of week, and ridge",
     ABSOLUTE: "LSTM",
     RESIDUAL: "LSTM on the pool",
 }

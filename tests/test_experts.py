@@ -240,7 +240,8 @@ def test_seasons_are_those_that_the_step_divides(step: str, seasons: set[str]) -
     resolution = Resolution(step=step, context=4, horizon=3)
     window = Window(table, calendar, resolution, open_span_ms=1, is_mean=False)
     names = {expert.name for expert in pool(table, calendar, window, resolution)}
-    assert {name for name in names if name.startswith(("seasonal", "day_type"))} == seasons
+    found = {name for name in names if name.startswith(("seasonal", "day_type"))}
+    assert found == seasons
 
 
 def _names(context: int, horizon: int, *, lean: bool = False) -> set[str]:
@@ -252,7 +253,7 @@ def _names(context: int, horizon: int, *, lean: bool = False) -> set[str]:
 
 def test_regressions_are_those_that_the_context_has_room_for() -> None:
     """None without lags to look at; the long one where it would see clearly more than the other."""
-    regressions = {"ridge", "ridge_key", "dlinear"}
+    regressions = {"ridge", "ridge_key", "dlinear", "day_type_fast_ridge"}
     assert not regressions & _names(context=26, horizon=24)
     assert "ridge" in _names(context=28, horizon=24)
     assert regressions < _names(context=48, horizon=24)
@@ -262,5 +263,5 @@ def test_regressions_are_those_that_the_context_has_room_for() -> None:
 
 def test_a_lean_pool_goes_without_those_that_are_missed_least() -> None:
     """And keeps all others."""
-    gone = {"ewma_medium", "ewma_slow", "day_type_slow", "dlinear"}
+    gone = {"ewma_medium", "ewma_slow", "day_type_slow", "day_type_slow_ridge", "dlinear"}
     assert _names(48, 24) - _names(48, 24, lean=True) == gone

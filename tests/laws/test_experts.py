@@ -39,12 +39,14 @@ _NAMES = (
     "ridge",
     "ridge_key",
     "dlinear",
+    "day_type_fast_ridge",
+    "day_type_slow_ridge",
     "river_HoltWinters",
     "river_SNARIMAX",
 )
 
 experts = pytest.mark.parametrize("name", _NAMES)
-a_few = settings(max_examples=15)  # of each law, for each of sixteen experts
+a_few = settings(max_examples=15)  # of each law, for each of eighteen experts
 _any = st.floats(-1e15, 1e15)
 # Regressions speak only after some buckets without gaps.
 _values = st.one_of(
@@ -67,6 +69,8 @@ class Stream:
         everyone = pool(self.table, calendar, self.window, resolution, river=river)
         assert tuple(expert.name for expert in everyone) == _NAMES
         self.expert: Expert = everyone[_NAMES.index(name)]
+        # A regression on a season asks that season, which has learned before it.
+        self.season = everyone[_NAMES.index(name.removesuffix("_ridge"))]
         self.keys = [b"%d" % i for i in range(_KEYS)]
         self.table.intern(self.keys, np.zeros(_KEYS, np.int64))
 
@@ -84,7 +88,8 @@ class Stream:
         index = self.window.closed
         closed = self.window.close()
         before = closed.copy()
-        self.expert.learn(index, closed)
+        for expert in dict.fromkeys((self.season, self.expert)):
+            expert.learn(index, closed)
         np.testing.assert_array_equal(closed, before)
 
     def forecast(self) -> Float64:

@@ -29,6 +29,7 @@ LIST = (
     "regression",
     "dlinear",
     "river_adapter",
+    "seasonal_ridge",
     "experts",
     "network",
     "inputs",
