@@ -320,7 +320,7 @@ def pool(
     return (
         LastValue(table, prefix),
         MovingAverage(window),
-        ShortAverage(table, prefix),
+        *([] if lean else [ShortAverage(table, prefix)]),
         *(Ewma(table, prefix, name, rate) for name, rate in _EWMAS[: 1 if lean else None]),
         *seasons,
         Population(table, prefix, horizon),
@@ -331,12 +331,21 @@ def pool(
 
 
 def _seasonal(table: KeyTable, calendar: Calendar, window: Window, *, lean: bool) -> list[Seasonal]:
-    """The seasons longer than the step that are a number of steps."""
+    """The seasons longer than the step that are a number of steps; of a lean pool one."""
+    step_ms = window.step_ms
     return [
         Seasonal(table, calendar, window, season)
-        for season in _SEASONS[: -1 if lean else None]
-        if window.step_ms < season.period_ms and season.period_ms % window.step_ms == 0
+        for season in _SEASONS
+        if step_ms < season.period_ms and season.period_ms % step_ms == 0
+        if not lean or season.name == _season_for(step_ms)
     ]
+
+
+def _season_for(step_ms: int) -> str:
+    """The one that is missed most."""
+    if step_ms < HOUR_MS:
+        return "seasonal_day"
+    return "day_type_fast" if step_ms < DAY_MS else "seasonal_week"
 
 
 def _regressions(
@@ -348,7 +357,7 @@ def _regressions(
         return []
     scale = Scale(table, f"experts.{window.step_ms}")
     found: list[Expert] = [RidgeAr(calendar, window, horizon, scale, RIDGE)]
-    if 2 * room >= 3 * RIDGE.lags:
+    if not lean and 2 * room >= 3 * RIDGE.lags:
         found.append(RidgeAr(calendar, window, horizon, scale, RIDGE_LONG))
     # Of a bounded number of keys, so that a lean pool can afford it, and dear to go without.
     found.append(RidgePerKey(table, calendar, window, horizon, scale))

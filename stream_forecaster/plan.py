@@ -10,7 +10,14 @@ from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.shard import Shard
 
-_SPAN = {"window": "windows", "experts": "experts", "lstm": "network", "pool": "fusion, scores"}
+_SPAN = {
+    "window": "windows",
+    "experts": "experts",
+    "lstm": "network",
+    "pool": "fusion, scores",
+    "agreement": "agreement",
+    "standing": "coarse forecasts",
+}
 
 
 def plan(settings: Settings, keys: int, profile: str) -> dict[str, Any]:

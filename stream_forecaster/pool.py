@@ -43,7 +43,7 @@ _CHUNK = 4096
 _MOVED = 0.1
 """A forecast has moved when it differs by so many of its own expected errors."""
 _QUALITY_DISCOUNT = 0.98
-_KEPT = 8
+_KEPT, _LEAN_KEPT = 8, 3
 """Forecasts of a horizon bucket that are kept until they land."""
 
 
@@ -176,13 +176,14 @@ class Pool:
         )
         self._table, self._calendar = table, calendar
         self._levels = settings.output.quantiles
+        self._is_lean = settings.model.profile == "lean"
         self._is_count = settings.input.aggregate == "count"
         self._experts = experts.pool(
             table,
             calendar,
             self.window,
             resolution,
-            lean=settings.model.profile == "lean",
+            lean=self._is_lean,
             river=settings.model.river,
         )
         self._baselines = seasonal_naive(calendar, self.window)
@@ -232,7 +233,7 @@ class Pool:
             levels=len(levels),
             network=has_network,
             whole=is_count,
-            most=_KEPT,
+            most=_LEAN_KEPT if self._is_lean else _KEPT,
         )
 
     @property
