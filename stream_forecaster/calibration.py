@@ -15,8 +15,9 @@ Quantiles ascend because the shape is kept sorted; counts are cut off at zero.
 
 The network has quantiles of its own. A mixture takes both: an average of quantiles, level by level,
 with weights that follow the landed pinball loss. An average is narrower than what it averages, so
-real values are tracked once more. Counts are rounded instead: a count is a whole number, and so are
-its quantiles, which then hold the truth at least as often as they say.
+real values are tracked once more, by how often what was published held the truth. Counts are
+rounded instead: a count is a whole number, and so are its quantiles, which then hold the truth at
+least as often as they say.
 """
 
 from collections.abc import Mapping
@@ -161,7 +162,7 @@ class Mixture:
         landed: Int64,
         truth: Float64,
         members: tuple[Float64, Float64 | None],
-        size: Float64,
+        said: tuple[Float64, Float64],
     ) -> None:
         """Take in truths that have come.
 
@@ -169,25 +170,19 @@ class Mixture:
             bucket: which horizon bucket.
             landed: (B,) slots, each at most once.
             truth: (B,).
-            members: tracked quantiles (B, Q) and the network's.
-            size: (B,) the expected error.
+            members: the pool's quantiles (B, Q) and the network's, as they would be today.
+            said: the mixture of them that was published (B, Q), and the expected error (B,).
         """
         if not len(landed):
             return
+        published, size = said
         losses = [
             pinball(truth, quantiles, self._levels).mean(axis=1) / size
             for quantiles in self._members(*members)
         ]
         if not self._is_count:
-            tracked, network = members
-            said = self.quantiles(
-                landed,
-                tracked[:, None],
-                None if network is None else network[:, None],
-                size[:, None],
-                np.array([bucket]),
-            )
-            below = (truth[:, None] <= said[:, 0]).mean(axis=0)
+            # Not by what it would say today: that has heard of errors like the one it is to hold.
+            below = (truth[:, None] <= published).mean(axis=0)
             self._shift[bucket] += _SHIFT_RATE * (self._levels - below)
         self._weights.learn(bucket, landed, np.stack(losses))
 

@@ -29,6 +29,7 @@ from stream_forecaster.due import Due, Landed, Said
 from stream_forecaster.fusion import Fusion, Stack
 from stream_forecaster.keys import KeyTable, Part, nested, under
 from stream_forecaster.lstm import ABSOLUTE, RESIDUAL, Lstm, Seats, View
+from stream_forecaster.quantile_regression import QuantileRegression
 from stream_forecaster.scoring import NAIVE, POOL, PUBLISHED, Score, central_intervals
 from stream_forecaster.spread import Spread
 from stream_forecaster.standing import Statement
@@ -99,6 +100,7 @@ class Opinion:
 
     Attributes:
         slots: which keys.
+        index: (H,) the buckets of time that are forecast.
         bucket: (H,) the horizon bucket of each step.
         predictions: of the M forecasters, the network's last: (B, H), or (B, 1) if flat.
         pooled: (B, H) the experts fused.
@@ -107,6 +109,7 @@ class Opinion:
     """
 
     slots: Slots
+    index: Int64
     bucket: Int64
     predictions: Sequence[Float64]
     pooled: Float64
@@ -117,6 +120,7 @@ class Opinion:
         """The same of some of its keys: `rows` of these arrays, `slots` of the table."""
         return Opinion(
             slots,
+            self.index,
             self.bucket,
             [prediction[rows] for prediction in self.predictions],
             self.pooled[rows],
@@ -129,6 +133,7 @@ class Opinion:
         steps = ahead - 1
         return Opinion(
             self.slots,
+            self.index[steps],
             self.bucket[steps],
             [p if p.shape[1] == 1 else p[:, steps] for p in self.predictions],
             self.pooled[:, steps],
@@ -222,6 +227,12 @@ class Pool:
         table, name, levels = self._table, self._name, self._levels
         buckets, is_count = len(self._horizons), self._is_count
         self._calibration = Calibration(table, name, levels, buckets, is_count=is_count)
+        self._regression: QuantileRegression | None = None
+        if not is_count:
+            shape, step_ms = (buckets, len(self.experts)), self.resolution.step_ms
+            self._regression = QuantileRegression(
+                table, name, self._calendar, step_ms, levels, shape
+            )
         self._mixture = Mixture(
             table, name, levels, buckets, network=has_network, is_count=is_count
         )
@@ -292,12 +303,14 @@ class Pool:
             self._lstm.land(index, truth)
         for group in landed:
             self._learn_weights(index, group, spreads[group.slots])
-            loss = self._learn_quantiles(group, spreads[group.slots])
+            loss = self._learn_quantiles(index, group, spreads[group.slots])
             if len(loss):
                 losses.append(float(np.mean(loss)))
         self._note_quality(landed[0])
         self._spread.learn(truth)
         self._fusion.settle(index)
+        if self._regression:
+            self._regression.settle(index)
         if self._lstm:
             self._final.settle(index)
         for expert in self._experts:
@@ -323,18 +336,24 @@ class Pool:
             unit = self.expected_error(group.slots, path, bucket)[:, 0]
             self._lstm.note(index, group.slots, missed / unit)
 
-    def _learn_quantiles(self, group: Landed, spread: Float64) -> Float64:
-        """The mixture, by what its members would say today; then the tracked quantiles.
+    def _learn_quantiles(self, index: int, group: Landed, spread: Float64) -> Float64:
+        """The mixture, by what its members would say today; then the members themselves.
 
         Returns the residuals (B,) without their sign, in calibration's units.
         """
         said, slots = group.said, group.slots
         path, bucket = said.mean[:, None], np.array([group.bucket])
-        unit = self._calibration.unit(said.mean, spread)
         size = self._calibration.expected_error(slots, path, spread, bucket)
-        tracked = self._calibration.quantiles(path, size, bucket)[:, 0]
-        members = tracked, said.outside.T if self._lstm else None
-        self._mixture.learn(group.bucket, slots, group.truth, members, size[:, 0])
+        predictions = list(said.predictions[:, :, None])
+        own = self._own_quantiles(slots, np.array([index]), bucket, path, size, predictions)
+        members = own[:, 0], said.outside.T if self._lstm else None
+        size = size[:, 0]
+        published = said.quantiles.T, size
+        self._mixture.learn(group.bucket, slots, group.truth, members, published)
+        if self._regression:
+            told = said.mean, size, said.predictions
+            self._regression.learn(group.bucket, slots, index, group.truth, told)
+        unit = self._calibration.unit(said.mean, spread)
         residual = group.truth - said.mean
         self._calibration.learn(group.bucket, slots, residual, unit)
         loss: Float64 = np.abs(residual) / unit
@@ -387,7 +406,7 @@ class Pool:
             mean += share[1] * np.nan_to_num(residual - pooled)
         if self._is_count:
             mean = np.maximum(mean, 0.0)
-        return Opinion(slots, bucket, predictions, pooled, mean, outside)
+        return Opinion(slots, index + ahead, bucket, predictions, pooled, mean, outside)
 
     def keep(self, rows: slice, opinion: Opinion, mean: Float64) -> None:
         """Keep what is said of `rows`, at G or all H steps, until its time comes.
@@ -446,8 +465,22 @@ class Pool:
         """(B, H, Q) around the opinion's mean."""
         slots, mean, bucket = opinion.slots, opinion.mean, opinion.bucket
         size = self.expected_error(slots, mean, bucket)
-        tracked = self._calibration.quantiles(mean, size, bucket)
-        return self._mixture.quantiles(slots, tracked, opinion.outside, size, bucket)
+        own = self._own_quantiles(slots, opinion.index, bucket, mean, size, opinion.predictions)
+        return self._mixture.quantiles(slots, own, opinion.outside, size, bucket)
+
+    def _own_quantiles(
+        self,
+        slots: Slots,
+        index: Int64,
+        bucket: Int64,
+        mean: Float64,
+        size: Float64,
+        predictions: Sequence[Float64],
+    ) -> Float64:
+        """(B, H, Q) without the network's: of counts the tracked ones, else by regression."""
+        if not self._regression:
+            return self._calibration.quantiles(mean, size, bucket)
+        return self._regression.quantiles(slots, index, (mean, size, predictions), bucket)
 
     def _mean_weights(self, opinion: Opinion) -> Float64:
         """(B, M) averaged over the horizon."""
@@ -554,6 +587,8 @@ class Pool:
         yield "calibration", self._calibration
         yield "mixture", self._mixture
         yield "drift", self._drift
+        if self._regression:
+            yield "regression", self._regression
         if self._lstm:
             yield "final", self._final
         for expert in self._experts:

@@ -140,7 +140,7 @@ def test_the_mixture_follows_whoever_has_the_smaller_losses(is_count: bool) -> N
     right, wrong = np.array([[8.0, 10.0, 12.0]]), np.array([[28.0, 30.0, 32.0]])
     for _ in range(100):
         truth = rng.normal(10, 1.5, 1)
-        mixture.learn(0, _FIRST, truth, (wrong, right), np.ones(1))
+        mixture.learn(0, _FIRST, truth, (wrong, right), (right, np.ones(1)))
     said = mixture.quantiles(_FIRST, wrong[None], right[None], np.ones((1, 1)), _FIRST)
     np.testing.assert_allclose(said[0, 0], right[0], atol=1.0)
 
@@ -171,7 +171,7 @@ def test_too_narrow_a_mixture_of_real_values_is_widened() -> None:
         assert (np.diff(said) >= 0).all()
         if i >= 1000:
             inside.append(said[0] <= truth[0] <= said[2])
-        mixture.learn(0, _FIRST, truth, (narrow, narrow), np.ones(1))
+        mixture.learn(0, _FIRST, truth, (narrow, narrow), (said[None], np.ones(1)))
     assert 0.77 < np.mean(inside) < 0.83
     restored = _mixture(is_count=False)
     restored.restore(mixture.arrays())
@@ -179,3 +179,14 @@ def test_too_narrow_a_mixture_of_real_values_is_widened() -> None:
     np.testing.assert_array_equal(
         again, mixture.quantiles(_FIRST, narrow[None], narrow[None], np.ones((1, 1)), _FIRST)
     )
+
+
+def test_the_shift_goes_by_what_was_published() -> None:
+    """What would be said today, knowing errors of the same time, is not what has to hold."""
+    mixture, rng = _mixture(is_count=False), np.random.default_rng(0)
+    today, published = np.array([[-1.3, 0.0, 1.3]]), np.array([[-0.3, 0.0, 0.3]])
+    for _ in range(200):
+        mixture.learn(0, _FIRST, rng.normal(0, 1, 1), (today, today), (published, np.ones(1)))
+    said = mixture.quantiles(_FIRST, today[None], today[None], np.ones((1, 1)), _FIRST)[0, 0]
+    assert said[0] < -1.6
+    assert said[2] > 1.6

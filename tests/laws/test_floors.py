@@ -40,6 +40,7 @@ LIST = (
     "lstm",
     "fusion",
     "calibration",
+    "quantile_regression",
     "agreement",
     "drift",
     "due",
