@@ -28,6 +28,8 @@ from stream_forecaster.service import Service
 from stream_forecaster.shard import Shard
 
 SETTINGS = streams.settings()
+_KEPT = 1e-3
+"""What a forecaster said is kept in 11 bits until it lands, so its score is not exact."""
 USERS = ("ann", "bob", "cyd", "dan", "eve", "fay")
 _EVERYONE = [streams.event(user, streams.START_MS) for user in USERS]
 # All six come in the first minute, so that none of them is ever a newcomer among the others.
@@ -141,10 +143,12 @@ def test_naive_rows_equal_a_slow_scoring(events: str, resolution: int) -> None:
         for name in ("last_value", "moving_average"):
             errors = slow.errors[name, row["horizon"]]
             total = sum(abs(error) for error in errors)
-            assert row["forecasters"][name]["mae"] == pytest.approx(total / len(truths))
+            assert row["forecasters"][name]["mae"] == pytest.approx(total / len(truths), rel=_KEPT)
             squares = sum(error**2 for error in errors)
-            assert row["forecasters"][name]["mse"] == pytest.approx(squares / len(truths))
-            assert row["forecasters"][name]["wape"] == pytest.approx(total / sum(truths))
+            assert row["forecasters"][name]["mse"] == pytest.approx(
+                squares / len(truths), rel=_KEPT
+            )
+            assert row["forecasters"][name]["wape"] == pytest.approx(total / sum(truths), rel=_KEPT)
 
 
 def test_scores_and_counts_add_up_over_blocks(events: str) -> None:
@@ -162,7 +166,7 @@ def test_scores_and_counts_add_up_over_blocks(events: str) -> None:
         np.testing.assert_allclose(a.pinball, b.pinball)
 
 
-def test_the_row_of_the_pool_is_what_a_run_without_the_network_scores(events: str) -> None:
+def test_the_row_of_the_pool_is_that_of_a_run_without_the_network(events: str) -> None:
     """Beside a network that does move the published forecast."""
     with_it, without = (passes.Pass(streams.settings(network=n)) for n in (True, False))
     for past in (with_it, without):
@@ -170,8 +174,8 @@ def test_the_row_of_the_pool_is_what_a_run_without_the_network_scores(events: st
         assert not drifts  # which part of what was learned is forgotten depends on what was said
 
     for one, other in zip(with_it.scores, without.scores, strict=True):
-        np.testing.assert_allclose(one.mae(POOL), other.mae(PUBLISHED), rtol=1e-12)
-        np.testing.assert_allclose(one.mse(POOL), other.mse(PUBLISHED), rtol=1e-12)
+        np.testing.assert_allclose(one.mae(POOL), other.mae(POOL), rtol=_KEPT)
+        np.testing.assert_allclose(one.mse(POOL), other.mse(POOL), rtol=_KEPT)
     assert (with_it.scores[0].mae(POOL) != with_it.scores[0].mae(PUBLISHED)).all()
 
 

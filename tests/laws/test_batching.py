@@ -28,12 +28,16 @@ from stream_forecaster.config import Settings
 from stream_forecaster.shard import Shard, Turn
 from stream_forecaster.weights import shipped
 
+# A log leaps over hundreds of boundaries, and at each of them everything is forecast.
+_few = effort(max_examples=30)
+
 
 def _advance(config: Settings, log: list[Row], edges: list[int]) -> tuple[Shard, list[Turn]]:
     cut = shard(config)
     return cut, [cut.advance(block(log, i, j)) for i, j in pairwise(edges)]
 
 
+@_few
 @given(
     log=rows(),
     aggregate=aggregates,
@@ -84,6 +88,7 @@ def test_a_crowded_bucket_is_the_same_sum(
     assert checkpoint.encode(parts.checkpoint()) == checkpoint.encode(whole.checkpoint())
 
 
+@_few
 @given(log=rows(), data=st.data())
 def test_scores_add_up(log: list[Row], data: st.DataObject) -> None:
     """The parts' scores sum to the whole's, up to the rounding of a sum in another order."""
@@ -98,6 +103,7 @@ def test_scores_add_up(log: list[Row], data: st.DataObject) -> None:
         np.testing.assert_allclose(added.pinball, whole.pinball, rtol=1e-9)
 
 
+@_few
 @given(log=rows(), data=st.data())
 def test_silence_leaves_the_same_state(log: list[Row], data: st.DataObject) -> None:
     """Advancing in silence differs from speaking in nothing but the silence."""
@@ -113,6 +119,7 @@ def test_silence_leaves_the_same_state(log: list[Row], data: st.DataObject) -> N
     assert messages(config, [after_loud]) == messages(config, [after_quiet])
 
 
+@_few
 @given(log=rows(), data=st.data())
 def test_a_checkpoint_is_the_shard(log: list[Row], data: st.DataObject) -> None:
     """Going on from the bytes of a checkpoint is going on."""
