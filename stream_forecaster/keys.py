@@ -183,6 +183,7 @@ class KeyTable:
     def _admit(self, key: bytes) -> int:
         if self._free:
             slot = self._free.pop()
+            self._clear(slot)  # of what all rows were told at once while it was free
             self._key[slot] = key
         else:
             slot = len(self._key)
@@ -199,9 +200,12 @@ class KeyTable:
         self._key[slot] = None
         self._free.append(slot)
         self._key_bytes -= len(key)
+        self._clear(slot)
+        return key
+
+    def _clear(self, slot: int) -> None:
         for name, column in self._columns.items():
             column[slot : slot + 1] = self._fill[name]
-        return key
 
     def _grow_to(self, rows: int) -> None:
         if rows <= self._capacity:
