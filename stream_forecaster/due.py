@@ -29,8 +29,6 @@ from stream_forecaster.keys import KeyTable
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-_LOTS = 2_654_435_761
-"""Knuth's multiplicative hash: 2^32 over the golden ratio."""
 _MOST = 6e4
 """The largest deviation; float16 ends at 65,504."""
 
@@ -149,6 +147,19 @@ class Due:
 
     def _is_kept(self, index: int) -> NDArray[np.bool_]:
         """(G,) whether what is issued after bucket `index` is kept."""
-        lot = index // self._stride * _LOTS % 2**32 >> 16
-        drawn: NDArray[np.bool_] = index % self._stride == lot % self._stride
+        lot = _lots(index // self._stride) % self._stride
+        drawn: NDArray[np.bool_] = index % self._stride == lot
         return drawn
+
+
+def _lots(block: Int64) -> Int64:
+    """(G,) a number as if drawn at random for each block, from 0 to 2^32 - 1.
+
+    Source: the finaliser of MurmurHash3, Appleby 2008. A multiplication alone keeps a rhythm, and
+    with it some minutes of the hour are never drawn.
+    """
+    bits = block & 0xFFFFFFFF
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        bits ^= bits >> shift
+        bits = bits * factor & 0xFFFFFFFF  # overflows, which leaves the low 32 bits as they are
+    return bits
