@@ -39,7 +39,8 @@ class Said:
 
     Attributes:
         mean: what was published.
-        unit: its expected error.
+        unit: its expected error. What lands may say more: a 60,000th of the farthest deviation,
+            which float16 needs, where a key has hardly moved and a forecaster is far off.
         predictions: (M, ...) of the forecasters; NaN for no opinion.
         pooled: of the experts, before the network and the agreement across scales had their say.
         quantiles: (Q, ...) published.
