@@ -9,15 +9,13 @@ earlier ones (`recording` says by which rule).
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from stream_forecaster import accuracy, variants
 from stream_forecaster.config import Settings
-from stream_forecaster.edge.files import STDIN
-from stream_forecaster.errors import ConfigError
+from stream_forecaster.edge.files import refuse_to_overwrite
 from stream_forecaster.passes import Pass
 from stream_forecaster.recording import Comparison, Recording
 from stream_forecaster.report import Report
@@ -54,7 +52,7 @@ def backtest(  # noqa: PLR0913  (one parameter for each option of the command)
     Raises:
         ConfigError: a file cannot be read or written.
     """
-    _refuse_to_overwrite(forecasts, paths)
+    refuse_to_overwrite(forecasts, paths)
     watching = Report(settings, report) if report is not None else None
     past = Pass(settings, watching)
     compared = variants.variants(settings) if compare else []
@@ -106,7 +104,7 @@ def replay(  # noqa: PLR0913  (one parameter for each option of the command)
     Raises:
         ConfigError: a file cannot be read or written, or `verify` is no recording.
     """
-    _refuse_to_overwrite(forecasts, [*paths, *([verify] if verify is not None else [])])
+    refuse_to_overwrite(forecasts, [*paths, *([verify] if verify is not None else [])])
     comparison = Comparison(Recording(verify)) if verify is not None else None
     past = Pass(settings)
     past.drive(paths, partitions=partitions, forecasts=forecasts, comparison=comparison)
@@ -120,14 +118,6 @@ def replay(  # noqa: PLR0913  (one parameter for each option of the command)
         if comparison is not None:
             _print_verdict(console, comparison)
     return 0 if comparison is None or comparison.holds else 1
-
-
-def _refuse_to_overwrite(forecasts: str | None, inputs: Sequence[str]) -> None:
-    """A file that is read must not be written: it would be emptied before it is read."""
-    if forecasts is not None and Path(forecasts).exists():
-        for path in inputs:
-            if path != STDIN and Path(path).exists() and Path(path).samefile(forecasts):
-                raise ConfigError(f"{forecasts}: is read, and would be overwritten")
 
 
 def _print_counts(console: Console, past: Pass) -> None:

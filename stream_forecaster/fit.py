@@ -26,10 +26,10 @@ from stream_forecaster.calendar import HOUR_MS, Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.errors import ConfigError
 from stream_forecaster.inputs import window_length
-from stream_forecaster.learning import Float32, Int64, Learner, Pace
+from stream_forecaster.learning import Float32, Int64, Pace
 from stream_forecaster.records import Records
 from stream_forecaster.samples import EvenSamples, Samples
-from stream_forecaster.shard import Shard
+from stream_forecaster.shard import Shard, learner_for
 from stream_forecaster.weights import Weights
 from stream_forecaster.worth import Worth, measure
 
@@ -199,17 +199,9 @@ class Fitting:
             weights: to begin with.
             lessons: of the history.
         """
-        resolutions = settings.resolutions
-        self._steps_ms = tuple(resolution.step_ms for resolution in resolutions)
+        self._steps_ms = tuple(resolution.step_ms for resolution in settings.resolutions)
         self._lessons, self._seed = lessons, settings.model.seed
-        self._learner = Learner(
-            self._steps_ms,
-            [resolution.context for resolution in resolutions],
-            [resolution.horizon for resolution in resolutions],
-            weights,
-            seed=(self._seed,),
-            pace=_PACE,
-        )
+        self._learner = learner_for(settings, 0, weights, _PACE)
         self.before = self.after = measure(self._learner, lessons.later)
         self._best = self._parameters()
         self.passes = self.best_pass = 0

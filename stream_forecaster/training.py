@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,9 +17,8 @@ from rich.table import Table
 
 from stream_forecaster import __version__
 from stream_forecaster.config import Settings, without_passwords
-from stream_forecaster.edge.files import STDIN, read_events, total_bytes
+from stream_forecaster.edge.files import read_events, refuse_to_overwrite, total_bytes
 from stream_forecaster.edge.weights_file import read_weights, require_writable, write_weights
-from stream_forecaster.errors import ConfigError
 from stream_forecaster.fit import Fitting, History, Lessons, score
 from stream_forecaster.pretrain import STEPS_MS, Pretraining
 from stream_forecaster.weights import Weights, shipped
@@ -124,8 +122,7 @@ def fit(  # noqa: PLR0913  (one parameter for each option of the command)
         WeightsMismatch: `model.weights` are of another architecture.
     """
     begin_s = time.monotonic()
-    if any(_is_same_file(path, out) for path in paths):
-        raise ConfigError(f"{out}: is read, and would be overwritten")
+    refuse_to_overwrite(out, paths)
     require_writable(out)
     begun_with = read_weights(settings.model.weights) or shipped()
     history = History(settings, begun_with, partitions=partitions)
@@ -297,8 +294,3 @@ def _table(what: str, steps_ms: Sequence[int], reports: dict[str, Sequence[Worth
 
 def _minutes_since(begin_s: float) -> float:
     return round((time.monotonic() - begin_s) / 60, 1)
-
-
-def _is_same_file(path: str, other: str) -> bool:
-    paths = Path(path), Path(other)
-    return path != STDIN and all(p.exists() for p in paths) and paths[0].samefile(paths[1])

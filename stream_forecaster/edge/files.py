@@ -113,6 +113,18 @@ def read_lines(
         raise ConfigError(f"{path}: cannot be read to its end: {error}") from None
 
 
+def refuse_to_overwrite(out: str | None, inputs: Sequence[str]) -> None:
+    """A file that is read must not be written: it would be emptied before it is read.
+
+    Raises:
+        ConfigError: `out` is one of `inputs`.
+    """
+    if out is not None and Path(out).exists():
+        for path in inputs:
+            if path != STDIN and Path(path).exists() and Path(path).samefile(out):
+                raise ConfigError(f"{out}: is read, and would be overwritten")
+
+
 def total_bytes(paths: Sequence[str]) -> int | None:
     """The size of all files together as they lie on the disk; None if one has none (a pipe)."""
     files = [Path(path) for path in paths]
