@@ -141,8 +141,8 @@ class Agreement:
             table.add(f"{name}.gap", (min(most, coarse.horizon),), dtype=np.float32)
             # Of the open bucket, f, c and c's expected error.
             table.add(f"{name}.held", (_QUARTERS, 3), dtype=np.float32, fill=np.nan)
-            # Sums of f's error x (c - f) and of (c - f)^2; buckets.
-            table.add(f"{name}.landed", (_QUARTERS, 3), dtype=np.float32)
+            # Sums of f's error x (c - f) and of (c - f)^2.
+            table.add(f"{name}.landed", (_QUARTERS, 2), dtype=np.float32)
             # What came of the open bucket: sum, and in how many of the finest buckets.
             table.add(f"{name}.came", (2,), dtype=np.float64)
         self._population = np.zeros((len(resolutions), _QUARTERS, 3))
@@ -223,7 +223,7 @@ class Agreement:
         news = np.where(known[:, :, None], news, 0.0)
         landed, count = self._table[f"{self._names[r]}.landed"], known.sum(axis=0)
         landed *= np.where(known, _DISCOUNT, 1.0)[:, :, None]
-        landed += news
+        landed += news[:, :, :2]
         self._population[r] *= np.where(count > 0, _DISCOUNT, 1.0)[:, None]
         self._population[r] += news.sum(axis=0) / np.maximum(count, 1)[:, None]
         held[:] = np.nan
@@ -286,7 +286,7 @@ class Agreement:
         """(B, quarters) how far a coarse step's own forecast draws the sum of its finer steps."""
         own = self._table[f"{self._names[r]}.landed"][slots].astype(np.float64)
         population = self._population[r] / np.maximum(self._population[r, :, 2:], 1.0)
-        product, square, _ = np.moveaxis(own + _PRIOR_BUCKETS * population, 2, 0)
+        product, square = np.moveaxis(own + _PRIOR_BUCKETS * population[:, :2], 2, 0)
         slope: Float64 = (product + _RIDGE * _PRIOR_SLOPE) / (square + _RIDGE)
         return np.clip(slope, 0.0, 1.0)
 

@@ -123,10 +123,10 @@ class Due:
         They are read once.
         """
         means, others = self._table[self._means], self._table[self._others]
-        for bucket, issued in enumerate((index - self._horizons).tolist()):
-            if not self._is_kept(issued)[bucket]:
-                continue
-            position = self._position(issued)[bucket]
+        issued = index - self._horizons
+        positions = self._position(issued).tolist()
+        for bucket in np.flatnonzero(self._is_kept(issued)).tolist():
+            position = positions[bucket]
             slots = np.flatnonzero(~np.isnan(truth) & ~np.isnan(means[:, position, 0]))
             mean, unit = means[slots, position].astype(np.float64).T
             rest = others[slots, position].astype(np.float64).T * unit + mean
@@ -141,13 +141,13 @@ class Due:
         """Nothing that is under way will be scored."""
         self._table[self._means][:] = np.nan
 
-    def _position(self, index: int) -> Int64:
-        """(G,) where in the rings the forecasts issued after bucket `index` are."""
+    def _position(self, index: Int64 | int) -> Int64:
+        """(G,) where in the rings the forecasts issued after bucket `index`, one or (G,), are."""
         position: Int64 = self._ring[:-1] + index // self._stride % self._size
         return position
 
-    def _is_kept(self, index: int) -> NDArray[np.bool_]:
-        """(G,) whether what is issued after bucket `index` is kept."""
+    def _is_kept(self, index: Int64 | int) -> NDArray[np.bool_]:
+        """(G,) whether what is issued after bucket `index`, one or (G,), is kept."""
         lot = _lots(index // self._stride) % self._stride
         drawn: NDArray[np.bool_] = index % self._stride == lot
         return drawn

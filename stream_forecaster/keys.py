@@ -8,7 +8,7 @@ Slots are handed out in order of first appearance, freed ones last in first out:
 gets depends on the log alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, Protocol
 
@@ -242,6 +242,17 @@ class Part(Protocol):
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take `arrays` back."""
         ...
+
+
+def arrays_of(parts: Iterable[tuple[str, Part]]) -> dict[str, NDArray[Any]]:
+    """The arrays of named parts, each under its name."""
+    return {k: v for name, part in parts for k, v in nested(name, part.arrays()).items()}
+
+
+def restore_all(parts: Iterable[tuple[str, Part]], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Give named parts their `arrays` back: the inverse of `arrays_of`."""
+    for name, part in parts:
+        part.restore(under(name, arrays))
 
 
 def nested(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -27,7 +27,7 @@ from stream_forecaster.config import Resolution, Settings
 from stream_forecaster.drift import Drift
 from stream_forecaster.due import Due, Landed, Said
 from stream_forecaster.fusion import Fusion, Stack
-from stream_forecaster.keys import KeyTable, Part, nested, under
+from stream_forecaster.keys import KeyTable, Part, arrays_of, restore_all
 from stream_forecaster.lstm import ABSOLUTE, RESIDUAL, Lstm, Seats, View
 from stream_forecaster.quantile_regression import QuantileRegression
 from stream_forecaster.scoring import NAIVE, POOL, PUBLISHED, Score, central_intervals
@@ -394,8 +394,7 @@ class Pool:
         index = self.window.closed - 1
         ahead = self._ahead if ahead is None else ahead
         bucket = self._bucket[ahead - 1]
-        predictions = [expert.predict(slots, index, ahead) for expert in self._experts]
-        pooled = self._fusion.fuse(slots, predictions, bucket)
+        predictions, pooled = self._fused(slots, ahead)
         outside, mean = None, pooled
         if self._lstm:
             view = self._view(slots, ahead, predictions, pooled)
@@ -456,10 +455,13 @@ class Pool:
         slots = self._lstm.due(self.window.closed - 1, lifted=self.drifting)
         if slots is None or not len(slots):
             return
-        index, ahead = self.window.closed - 1, self._ahead
+        self._lstm.learn(self._view(slots, self._ahead, *self._fused(slots, self._ahead)))
+
+    def _fused(self, slots: Slots, ahead: Int64) -> tuple[list[Float64], Float64]:
+        """What the experts say of the next steps, and the path (B, H) that it is fused to."""
+        index, bucket = self.window.closed - 1, self._bucket[ahead - 1]
         predictions = [expert.predict(slots, index, ahead) for expert in self._experts]
-        pooled = self._fusion.fuse(slots, predictions, self._bucket)
-        self._lstm.learn(self._view(slots, ahead, predictions, pooled))
+        return predictions, self._fusion.fuse(slots, predictions, bucket)
 
     def _quantiles(self, opinion: Opinion) -> Float64:
         """(B, H, Q) around the opinion's mean."""
@@ -514,11 +516,8 @@ class Pool:
 
     def paths(self, slots: Int64, said: Statement) -> Paths:
         """The forecast of `slots` (B,): what is said of them, after all resolutions have agreed."""
-        index, step_ms, start = (
-            self.window.closed - 1,
-            self.resolution.step_ms,
-            self._calendar.start,
-        )
+        index, step_ms = self.window.closed - 1, self.resolution.step_ms
+        start = self._calendar.start
         fast = self._experts[self._names.index("ewma_fast")]
         return Paths(
             step_ms,
@@ -570,14 +569,11 @@ class Pool:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is not in the table, for the checkpoint."""
-        return {
-            k: v for name, part in self._parts() for k, v in nested(name, part.arrays()).items()
-        }
+        return arrays_of(self._parts())
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take `arrays` back."""
-        for name, part in self._parts():
-            part.restore(under(name, arrays))
+        restore_all(self._parts(), arrays)
 
     def _parts(self) -> Iterator[tuple[str, Part]]:
         """All that has state outside of the table."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from stream_forecaster.agreement import Agreement, Steps, drawn_in, steps_at
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
-from stream_forecaster.keys import KeyTable, Part, nested, under
+from stream_forecaster.keys import KeyTable, Part, arrays_of, restore_all
 from stream_forecaster.learning import Learner
 from stream_forecaster.lstm import Seats
 from stream_forecaster.pool import Closed, Opinion, Paths, Pool, chunks
@@ -103,10 +103,9 @@ class Scales:
         self._table, self._calendar, self.learner = table, calendar, learner
         self._resolutions = settings.resolutions
         self._is_count = settings.input.aggregate == "count"
-        self._seats = Seats(learner) if learner else None
+        seats = Seats(learner) if learner else None
         self.pools = tuple(
-            Pool(table, calendar, resolution, settings, self._seats)
-            for resolution in self._resolutions
+            Pool(table, calendar, resolution, settings, seats) for resolution in self._resolutions
         )
         self._agreement = Agreement(
             table,
@@ -187,14 +186,11 @@ class Scales:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is not in the table, for the checkpoint."""
-        return {
-            k: v for name, part in self._parts() for k, v in nested(name, part.arrays()).items()
-        }
+        return arrays_of(self._parts())
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take `arrays` back."""
-        for name, part in self._parts():
-            part.restore(under(name, arrays))
+        restore_all(self._parts(), arrays)
 
     def _parts(self) -> Iterator[tuple[str, Part]]:
         for pool in self.pools:
