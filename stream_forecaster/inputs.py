@@ -5,7 +5,7 @@ All of it is a function of what the pool knows at a bucket's close; nothing is k
 Axes: B keys, T window, H horizon, M experts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,13 +114,21 @@ def candidates(predictions: Mapping[str, Float64], path: Float64, unit: Float64)
     return out
 
 
-def losses(landed: Mapping[str, Float64], shape: tuple[int, int]) -> Float32:
-    """Landed losses as the decoder takes them (B, H, M): log over the best, 0 where unknown."""
-    out = np.zeros((*shape, len(CANDIDATES)), np.float32)
+def losses(landed: Float64, names: Sequence[str], bucket: Int64) -> Float32:
+    """Landed losses as the decoder takes them (B, H, M): log over the best's, 0 where unknown.
+
+    Args:
+        landed: (B, G, experts) mean landed losses.
+        names: of the experts.
+        bucket: (H,) the horizon bucket of each step.
+    """
+    best = landed.min(axis=2, keepdims=True)
+    relative = np.minimum(np.log((landed + 1e-6) / (best + 1e-6)), 3.0)
+    out = np.zeros((*landed.shape[:2], len(CANDIDATES)), np.float32)
     for i, name in enumerate(CANDIDATES):
-        if name in landed:
-            out[:, :, i] = landed[name]
-    return out
+        if name in names:
+            out[:, :, i] = relative[:, :, names.index(name)]
+    return out.take(bucket, axis=1)
 
 
 def clues(  # noqa: PLR0913  (likewise)

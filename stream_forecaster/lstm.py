@@ -39,16 +39,18 @@ class View:
         slots: which keys.
         index: the newest closed bucket.
         ahead: (H,) steps after it.
+        bucket: (H,) the horizon bucket of each step, of G.
         predictions: expert -> (B, H) or (B, 1).
-        losses: expert -> (B, H) log landed loss over the best's.
+        losses: (B, G, M) the experts' mean landed losses.
         path, unit: (B, H) the pool's path and its expected error.
     """
 
     slots: Slots
     index: int
     ahead: Int64
+    bucket: Int64
     predictions: Mapping[str, Float64]
-    losses: Mapping[str, Float64]
+    losses: Float64
     path: Float64
     unit: Float64
 
@@ -59,8 +61,9 @@ class View:
             rows + slots.start if isinstance(slots, slice) else slots[rows],
             self.index,
             self.ahead,
+            self.bucket,
             {name: said[rows] for name, said in self.predictions.items()},
-            {name: loss[rows] for name, loss in self.losses.items()},
+            self.losses[rows],
             self.path[rows],
             self.unit[rows],
         )
@@ -103,7 +106,7 @@ class Lstm:
         self._length = inputs.window_length(window.context)
         self._resolution = len(seats.all)
         self._name = f"lstm.{window.step_ms}"
-        self._levels = _between(settings.output.quantiles)
+        self._between = _between(settings.output.quantiles)
         self._most = settings.model.network_keys
         seats.all.append(self)
         table.add(f"{self._name}.errors", (self._length,), dtype=np.float16)
@@ -158,7 +161,7 @@ class Lstm:
         asked = np.flatnonzero(self._table[f"{self._name}.asked"][view.slots])
         if len(asked) == len(view.path):
             return self._answer(view)
-        shape = (*view.path.shape, len(self._levels[0]))
+        shape = (*view.path.shape, self._between.shape[1])
         absolute, residual, quantiles = (np.full(s, np.nan) for s in (shape[:2], shape[:2], shape))
         if len(asked):
             absolute[asked], residual[asked], quantiles[asked] = self._answer(view.of(asked))
@@ -170,9 +173,7 @@ class Lstm:
         absolute, residual, quantiles = self._learner.answer(
             self._resolution, np.stack(states, axis=1).astype(np.float32), told, view.ahead
         )
-        low, high, part = self._levels
-        between = quantiles[..., low] * (1 - part) + quantiles[..., high] * part
-        unit = view.unit
+        between, unit = quantiles @ self._between, view.unit
         return (
             view.path + unit * absolute,
             view.path + unit * residual,
@@ -234,7 +235,7 @@ class Lstm:
         phases = self._times.phases(np.concatenate([[view.index], view.index + view.ahead]))
         return {
             "candidates": inputs.candidates(view.predictions, view.path, view.unit),
-            "losses": inputs.losses(view.losses, view.path.shape),
+            "losses": inputs.losses(view.losses, tuple(view.predictions), view.bucket),
             "clues": inputs.clues(
                 view.path,
                 view.unit,
@@ -250,9 +251,12 @@ class Lstm:
         return self._table[f"{self._name}.{name}"]
 
 
-def _between(levels: tuple[float, ...]) -> tuple[Int64, Int64, Float64]:
-    """For each level the network's two around it, and the part of the way, by normal quantiles."""
+def _between(levels: tuple[float, ...]) -> Float32:
+    """(network's, Q) what each of its levels adds to each of ours: the two around it alone do."""
     own = np.array([NormalDist().inv_cdf(level) for level in LEVELS])
     wanted = np.array([NormalDist().inv_cdf(level) for level in levels])
     low = np.clip(np.searchsorted(own, wanted, side="right") - 1, 0, len(own) - 2)
-    return low, low + 1, (wanted - own[low]) / (own[low + 1] - own[low])
+    part = (wanted - own[low]) / (own[low + 1] - own[low])
+    weight, to = np.zeros((len(own), len(wanted)), np.float32), np.arange(len(wanted))
+    weight[low, to], weight[low + 1, to] = 1 - part, part
+    return weight

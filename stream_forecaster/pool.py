@@ -26,7 +26,7 @@ from stream_forecaster.calibration import Calibration, Mixture
 from stream_forecaster.config import Resolution, Settings
 from stream_forecaster.drift import Drift
 from stream_forecaster.due import Due, Landed, Said
-from stream_forecaster.fusion import Fusion, Stack
+from stream_forecaster.fusion import Fusion, Stack, or_zero
 from stream_forecaster.keys import KeyTable, Part, arrays_of, restore_all
 from stream_forecaster.lstm import ABSOLUTE, RESIDUAL, Lstm, Seats, View
 from stream_forecaster.quantile_regression import QuantileRegression
@@ -105,6 +105,7 @@ class Opinion:
         predictions: of the M forecasters, the network's last: (B, H), or (B, 1) if flat.
         pooled: (B, H) the experts fused.
         mean: (B, H) and the network's paths with them.
+        weights: (B, M) with which they spoke, averaged over the horizon.
         outside: (B, H, Q) the network's quantiles; None without one.
     """
 
@@ -114,6 +115,7 @@ class Opinion:
     predictions: Sequence[Float64]
     pooled: Float64
     mean: Float64
+    weights: Float64
     outside: Float64 | None
 
     def of(self, rows: Int64, slots: Int64) -> "Opinion":
@@ -125,6 +127,7 @@ class Opinion:
             [prediction[rows] for prediction in self.predictions],
             self.pooled[rows],
             self.mean[rows],
+            self.weights[rows],
             None if self.outside is None else self.outside[rows],
         )
 
@@ -138,6 +141,7 @@ class Opinion:
             [p if p.shape[1] == 1 else p[:, steps] for p in self.predictions],
             self.pooled[:, steps],
             self.mean[:, steps],
+            self.weights,
             None if self.outside is None else self.outside[:, steps],
         )
 
@@ -329,7 +333,7 @@ class Pool:
         if not self._lstm:
             return
         missed = group.truth - said.pooled
-        deviation = np.nan_to_num(said.predictions[m:] - said.pooled)
+        deviation = or_zero(said.predictions[m:] - said.pooled)
         self._final.learn(group.bucket, group.slots, deviation / spread, missed / spread)
         if group.bucket == 0:
             path, bucket = said.pooled[:, None], np.array([group.bucket])
@@ -394,18 +398,24 @@ class Pool:
         index = self.window.closed - 1
         ahead = self._ahead if ahead is None else ahead
         bucket = self._bucket[ahead - 1]
-        predictions, pooled = self._fused(slots, ahead)
+        predictions, pooled, weights = self._fused(slots, ahead)
         outside, mean = None, pooled
         if self._lstm:
             view = self._view(slots, ahead, predictions, pooled)
             absolute, residual, outside = self._lstm.answer(view)
             predictions += [absolute, residual]
-            share = self._final.weights(slots)[:, :, bucket]  # (2, B, H)
-            mean = pooled + share[0] * np.nan_to_num(absolute - pooled)
-            mean += share[1] * np.nan_to_num(residual - pooled)
+            share = self._final.weights(slots)
+            mean = pooled + share[0][:, bucket] * or_zero(absolute - pooled)
+            mean += share[1][:, bucket] * or_zero(residual - pooled)
+            share = share * ~np.isnan([absolute[:, :1], residual[:, :1]])
+            weights = np.concatenate([weights * (1 - share.sum(axis=0)), share])
         if self._is_count:
             mean = np.maximum(mean, 0.0)
-        return Opinion(slots, index + ahead, bucket, predictions, pooled, mean, outside)
+        # Of the steps that are asked for, so many are in each horizon bucket.
+        part = np.bincount(bucket, minlength=len(self._horizons)) / len(bucket)
+        return Opinion(
+            slots, index + ahead, bucket, predictions, pooled, mean, (weights @ part).T, outside
+        )
 
     def keep(self, rows: slice, opinion: Opinion, mean: Float64) -> None:
         """Keep what is said of `rows`, at G or all H steps, until its time comes.
@@ -436,7 +446,7 @@ class Pool:
 
     def statement(self, opinion: Opinion) -> Statement:
         """What an opinion comes to."""
-        return Statement(opinion.mean, self._quantiles(opinion), self._mean_weights(opinion))
+        return Statement(opinion.mean, self._quantiles(opinion), opinion.weights)
 
     def agreed(self, quantiles: Float64, mean: Float64, agreed: Float64) -> Float64:
         """Quantiles (B, H, Q) around a mean (B, H), moved along as that became `agreed`."""
@@ -455,13 +465,14 @@ class Pool:
         slots = self._lstm.due(self.window.closed - 1, lifted=self.drifting)
         if slots is None or not len(slots):
             return
-        self._lstm.learn(self._view(slots, self._ahead, *self._fused(slots, self._ahead)))
+        predictions, pooled, _ = self._fused(slots, self._ahead)
+        self._lstm.learn(self._view(slots, self._ahead, predictions, pooled))
 
-    def _fused(self, slots: Slots, ahead: Int64) -> tuple[list[Float64], Float64]:
-        """What the experts say of the next steps, and the path (B, H) that it is fused to."""
+    def _fused(self, slots: Slots, ahead: Int64) -> tuple[list[Float64], Float64, Float64]:
+        """What the experts say, the path (B, H) that comes of it, and their weights (M, B, G)."""
         index, bucket = self.window.closed - 1, self._bucket[ahead - 1]
         predictions = [expert.predict(slots, index, ahead) for expert in self._experts]
-        return predictions, self._fusion.fuse(slots, predictions, bucket)
+        return predictions, *self._fusion.fuse(slots, predictions, bucket)
 
     def _quantiles(self, opinion: Opinion) -> Float64:
         """(B, H, Q) around the opinion's mean."""
@@ -484,30 +495,17 @@ class Pool:
             return self._calibration.quantiles(mean, size, bucket)
         return self._regression.quantiles(slots, index, (mean, size, predictions), bucket)
 
-    def _mean_weights(self, opinion: Opinion) -> Float64:
-        """(B, M) averaged over the horizon."""
-        slots, bucket = opinion.slots, opinion.bucket
-        heard = opinion.predictions[: len(self._names)]
-        weights = self._fusion.mean_weights(slots, heard, bucket)
-        if self._lstm:
-            share = self._final.weights(slots)[:, :, bucket].mean(axis=2)
-            share *= ~np.isnan([path[:, 0] for path in opinion.predictions[-2:]])
-            weights = np.concatenate([weights * (1 - share.sum(axis=0)), share])
-        return weights.T
-
     def _view(
         self, slots: Slots, ahead: Int64, predictions: Sequence[Float64], pooled: Float64
     ) -> View:
         bucket = self._bucket[ahead - 1]
-        loss = self._fusion.losses(slots)  # (B, G, M)
-        relative = np.log((loss + 1e-6) / (loss.min(axis=2, keepdims=True) + 1e-6))
-        relative = np.minimum(relative, 3.0)[:, bucket]  # (B, H, M)
         return View(
             slots,
             self.window.closed - 1,
             ahead,
+            bucket,
             dict(zip(self._names, predictions, strict=True)),
-            {name: relative[:, :, i] for i, name in enumerate(self._names)},
+            self._fusion.losses(slots),
             pooled,
             self.expected_error(slots, pooled, bucket),
         )

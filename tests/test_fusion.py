@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -23,7 +22,6 @@ from stream_forecaster.fusion import (
     ExponentialWeights,
     Fusion,
     Stack,
-    fuse,
 )
 from stream_forecaster.keys import KeyTable
 
@@ -342,25 +340,20 @@ def test_the_path_is_the_sum_of_its_published_weights(
     landings: Landings, predictions: Float64
 ) -> None:
     """Which are one in total, and zero for the silent; without any opinion the path is zero."""
-    asked = _ALL, list(predictions), _STEPS
     fusion = _told(landings)
-    path, weights = fusion.fuse(*asked), _weights_of_each_step(fusion, predictions)
-    assert weights.shape == predictions.shape
-    np.testing.assert_allclose(fusion.mean_weights(*asked), weights.mean(axis=2), atol=1e-12)
-    silent = np.isnan(predictions)
+    path, weights = fusion.fuse(_ALL, list(predictions), _STEPS)
+    assert weights.shape == (_M, _K, _G)
+    silent = _silent(predictions)
     assert (weights[silent] == 0).all()
     total = np.where(silent.all(axis=0), 0.0, 1.0)
     np.testing.assert_allclose(weights.sum(axis=0), total, atol=1e-9)
-    expected = (weights * np.where(silent, 0.0, predictions)).sum(axis=0)
+    expected = (weights[:, :, _STEPS] * np.nan_to_num(predictions)).sum(axis=0)
     np.testing.assert_allclose(path, expected, rtol=1e-9, atol=1e-6)
 
 
-def _weights_of_each_step(fusion: Fusion, predictions: Float64) -> Float64:
-    """(M, K, H), asking for one step at a time."""
-    steps = [
-        fusion.mean_weights(_ALL, list(predictions[:, :, [h]]), _STEPS[[h]])
-        for h in range(len(_STEPS))
-    ]
+def _silent(predictions: Float64) -> NDArray[np.bool_]:
+    """(M, K, G) who has no opinion on some step of a horizon bucket."""
+    steps = [np.isnan(predictions[:, :, g == _STEPS]).any(axis=2) for g in range(_G)]
     return np.stack(steps, axis=2)
 
 
@@ -368,13 +361,14 @@ def _weights_of_each_step(fusion: Fusion, predictions: Float64) -> Float64:
 def test_the_path_is_the_mean_of_both_fusions(landings: Landings, predictions: Float64) -> None:
     """Of the weighted mean, and of that with the regression of its errors on top."""
     fusion = _told(landings)
-    path = fusion.fuse(_ALL, list(predictions), _STEPS)
-    weights = fusion._exponential.weights(_ALL)[:, :, _STEPS]
-    anchor = fuse(list(predictions), weights)
-    spoken = ~np.isnan(predictions).all(axis=0)
-    deviation = np.nan_to_num(predictions - anchor)
+    path, _ = fusion.fuse(_ALL, list(predictions), _STEPS)
+    heard = ~_silent(predictions)[:, :, _STEPS]
+    said = np.nan_to_num(predictions)
+    weights = fusion._exponential.weights(_ALL)[:, :, _STEPS] * heard
+    anchor = (weights * said).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-300)
+    deviation = np.where(heard, said - anchor, 0.0)
     stacked = anchor + (fusion._stack.weights(_ALL)[:, :, _STEPS] * deviation).sum(axis=0)
-    expected = np.where(spoken, (anchor + stacked) / 2, 0.0)
+    expected = np.where(heard.any(axis=0), (anchor + stacked) / 2, 0.0)
     np.testing.assert_allclose(path, expected, rtol=1e-9, atol=1e-5)
 
 
@@ -382,8 +376,8 @@ def test_the_path_is_the_mean_of_both_fusions(landings: Landings, predictions: F
 def test_the_weights_are_those_of_a_path_in_which_all_speak(landings: Landings) -> None:
     """By horizon bucket."""
     fusion = _told(landings)
-    weights = fusion.mean_weights(_ALL, list(np.ones((_M, _K, _G))), np.arange(_G))
-    np.testing.assert_allclose(fusion.weights(_ALL).mean(axis=2), weights, atol=1e-12)
+    _, heard = fusion.fuse(_ALL, list(np.ones((_M, _K, _G))), np.arange(_G))
+    np.testing.assert_allclose(fusion.weights(_ALL), heard, atol=1e-12)
 
 
 @given(landings=_landings, predictions=_predictions, slots=_slots)
@@ -392,8 +386,8 @@ def test_a_key_is_fused_alike_alone_and_among_others(
 ) -> None:
     """Which keys are asked for together does not matter."""
     fusion, rows = _told(landings), np.array(sorted(slots), np.int64)
-    together = fusion.fuse(_ALL, list(predictions), _STEPS)
-    some = fusion.fuse(rows, list(predictions[:, rows]), _STEPS)
+    together, _ = fusion.fuse(_ALL, list(predictions), _STEPS)
+    some, _ = fusion.fuse(rows, list(predictions[:, rows]), _STEPS)
     np.testing.assert_array_equal(some, together[rows])
 
 
@@ -410,9 +404,8 @@ def test_an_expert_that_never_speaks_does_no_harm(landings: Landings, others: Fl
             fusion.learn(bucket, rows, predictions, truth, np.ones(len(rows)))
             fusion.settle(index * _SOLVE_EVERY)
     speaking = list(np.nan_to_num(others[:2] / 1e6))
-    asked = _ALL, [*speaking, np.full((_K, 1), np.nan)], _STEPS
-    path, weights = three.fuse(*asked), three.mean_weights(*asked)
-    expected = two.fuse(_ALL, speaking, _STEPS)
+    path, weights = three.fuse(_ALL, [*speaking, np.full((_K, 1), np.nan)], _STEPS)
+    expected, _ = two.fuse(_ALL, speaking, _STEPS)
     assert (weights[2] == 0).all()
     np.testing.assert_allclose(path, expected, atol=0.02)
 
@@ -492,39 +485,12 @@ _QUESTIONS: tuple[Callable[[Fusion], Float64], ...] = (
 )
 
 
-# -- the weighted mean -----------------------------------------------------------------------------
-
-
-@given(
-    predictions=npst.arrays(
-        np.float64, (_M, _K, _G), elements=st.one_of(st.just(np.nan), st.floats(-1e6, 1e6))
-    ),
-    weights=npst.arrays(np.float64, (_M, _K, _G), elements=st.floats(0.01, 1)),
-)
-def test_the_fused_path_is_the_mean_of_those_who_speak(
-    predictions: Float64, weights: Float64
-) -> None:
-    """Without any the path is zero."""
-    fused = fuse(list(predictions), weights)
-    for k in range(_K):
-        for g in range(_G):
-            said = [
-                (p, w)
-                for p, w in zip(predictions[:, k, g], weights[:, k, g], strict=True)
-                if not math.isnan(p)
-            ]
-            mass = sum(w for _, w in said)
-            expected = sum(p * w for p, w in said) / mass if said else 0.0
-            assert fused[k, g] == pytest.approx(expected, rel=1e-9, abs=1e-6)
+# -- flat paths ------------------------------------------------------------------------------------
 
 
 def test_flat_predictions_hold_for_every_horizon() -> None:
-    """(B, 1) is as good as (B, H), in the weighted mean and in the fusion of both."""
-    flat, path = np.array([[2.0]]), np.array([[1.0, 2.0, 3.0]])
-    assert fuse([flat, path], np.full((2, 1, 3), 0.5)).tolist() == [[1.5, 2.0, 2.5]]
+    """(B, 1) is as good as (B, H)."""
+    flat, path, here = np.array([[2.0]]), np.array([[1.0, 2.0, 3.0]]), np.zeros(3, np.int64)
     fusion = Fusion(_table(1), "p", 2, 1)
-    for fused in (
-        fusion.fuse(_ALL, [flat, path], np.zeros(3, np.int64)),
-        fusion.fuse(_ALL, [np.tile(flat, 3), path], np.zeros(3, np.int64)),
-    ):
-        np.testing.assert_allclose(fused, [[1.5, 2.0, 2.5]])
+    for said in ([flat, path], [np.tile(flat, 3), path]):
+        np.testing.assert_allclose(fusion.fuse(_ALL, said, here)[0], [[1.5, 2.0, 2.5]])

@@ -137,11 +137,19 @@ def test_no_opinion_stays_none() -> None:
 
 
 def test_losses_are_zero_where_unknown() -> None:
-    """Each expert's in its own column."""
-    told = inputs.losses({"ridge": np.ones((_B, _H))}, (_B, _H))
-    assert told.sum(axis=(0, 1)).tolist() == [
-        _B * _H if name == "ridge" else 0 for name in CANDIDATES
-    ]
+    """Each expert's in its own column, by horizon bucket, as the log of how much worse it is."""
+    landed = np.tile([[[1.0, 1.0, 2.0], [3.0, 1.0, 1.0]]], (_B, 1, 1))  # two buckets, three experts
+    told = inputs.losses(landed, ("ridge", "else", "population"), np.array([0, 0, 1, 1]))
+    assert told.shape == (_B, 4, len(CANDIDATES))
+    expected = {"ridge": [0, 0, np.log(3), np.log(3)], "population": [np.log(2)] * 2 + [0, 0]}
+    for i, name in enumerate(CANDIDATES):
+        np.testing.assert_allclose(told[0, :, i], expected.get(name, [0] * 4), atol=1e-5)
+
+
+def test_a_hopeless_loss_is_bounded() -> None:
+    """An expert a million times worse is not told of as such."""
+    told = inputs.losses(np.array([[[1.0, 1e6]]]), ("ridge", "population"), np.array([0]))
+    assert told.max() == 3
 
 
 @given(is_count=st.booleans(), zone=st.sampled_from(["UTC", "Europe/Paris"]))

@@ -52,7 +52,9 @@ class Seat:
     def view(self, path: NDArray[np.float64]) -> View:
         """What a pool without experts knows."""
         ahead = np.arange(1, _H + 1)
-        return View(self.slots, self.window.closed - 1, ahead, {}, {}, path, np.ones_like(path))
+        bucket, losses = np.zeros(_H, np.int64), np.ones((_K, 1, 1))
+        index, unit = self.window.closed - 1, np.ones_like(path)
+        return View(self.slots, index, ahead, bucket, {}, losses, path, unit)
 
 
 def _settings(quantiles: tuple[float, ...], most: int) -> Settings:
