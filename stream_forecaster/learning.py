@@ -34,8 +34,8 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-_CHUNK = 1024
-"""Rows that go through the network at once."""
+_CHUNK = 256
+"""Rows that go through the network at once: what it thinks of them stays in the cache."""
 _STEPS = 16
 """Steps of the horizon, drawn at random, that one training step looks at."""
 _HARD = 3.0

@@ -108,7 +108,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """All resolutions' states into one resolution's paths."""
 
-    base: Tensor  # (Q - 1,) gaps between neighbouring levels of a normal distribution
+    widths: Tensor  # (Q - 1, Q) the quantiles that a gap between two neighbours moves, and how far
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
         self.step = nn.Linear(2 * m + CLUES, _WIDTH)
         self.mix = nn.Linear(_WIDTH, _WIDTH)
         self.out = nn.Linear(_WIDTH, m + 1 + 3 + q - 1)
-        self.register_buffer("base", torch.tensor(NORMAL).diff(), persistent=False)
+        self.register_buffer("widths", _widths(), persistent=False)
         nn.init.normal_(self.out.weight, std=0.02)
         nn.init.zeros_(self.out.bias)
         with torch.no_grad():
@@ -136,19 +136,17 @@ class Decoder(nn.Module):
         known = ~steps.candidates.isnan()  # (B, H, M)
         paths = steps.candidates.nan_to_num()
         told = torch.cat([paths / 2, steps.losses, steps.clues], 2)  # (B, H, 2 M + CLUES)
-        hidden = functional.gelu(self.step(told) + context[:, steps.bucket])  # (B, H, W)
-        hidden = hidden + functional.gelu(self.mix(hidden))
+        hidden = self.step(told)  # (B, H, W)
+        hidden = functional.gelu(hidden.add_(context.index_select(1, steps.bucket)))
+        hidden = functional.gelu(self.mix(hidden)).add_(hidden)
         mixture, offset, gaps = self.out(hidden).split([m + 1, 3, len(LEVELS) - 1], 2)
         # Softmax over them and the pool, whose own path is 0, in a third of its time.
         logits = mixture[..., :m] - mixture[..., m:]
         weight = logits.clamp(max=_LARGEST_LOGIT).exp() * known  # (B, H, M)
         middle = (weight * paths).sum(2) / (weight.sum(2) + 1)  # (B, H)
         residual, absolute, median = (_BOUND * torch.tanh(offset / _BOUND)).unbind(2)
-        gaps = self.base * functional.softplus(gaps + 0.5413)  # 1 at 0
-        above = gaps[..., _MIDDLE:].cumsum(2)
-        below = -gaps[..., :_MIDDLE].flip(2).cumsum(2).flip(2)
-        spread = torch.cat([below, torch.zeros_like(below[..., :1]), above], 2)  # (B, H, Q)
-        return Answer(residual, middle + absolute, (middle + median)[..., None] + spread)
+        spread = functional.softplus(gaps + 0.5413) @ self.widths  # (B, H, Q); 1 at 0
+        return Answer(residual, middle + absolute, spread.add_((middle + median)[..., None]))
 
 
 class Network(nn.Module):
@@ -170,6 +168,14 @@ class Network(nn.Module):
         relation = 1 + (own > resolution).long() - (own < resolution).long()
         answer: Answer = self.decoders[resolution](states, relation, steps)
         return answer
+
+
+def _widths() -> Tensor:
+    """Gaps (Q - 1) into distances from the median (Q,): a normal distribution's if all are 1."""
+    gap, level = torch.arange(len(LEVELS) - 1)[:, None], torch.arange(len(LEVELS))
+    above = (gap >= _MIDDLE) & (gap < level)
+    below = (gap < _MIDDLE) & (gap >= level)
+    return torch.tensor(NORMAL).diff()[:, None] * (above.float() - below.float())
 
 
 def loss(answer: Answer, truth: Tensor) -> Tensor:
