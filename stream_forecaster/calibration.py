@@ -176,10 +176,11 @@ class Mixture:
         if not len(landed):
             return
         published, size = said
-        losses = [
-            pinball(truth, quantiles, self._levels).mean(axis=1) / size
-            for quantiles in self._members(*members)
-        ]
+        tracked, network = members
+        heard = [tracked]
+        if network is not None:
+            heard.append(np.where(np.isnan(network), tracked, self._heard(network)))
+        losses = [pinball(truth, of, self._levels).mean(axis=1) / size for of in heard]
         if not self._is_count:
             # Not by what it would say today: that has heard of errors like the one it is to hold.
             below = (truth[:, None] <= published).mean(axis=0)
@@ -203,10 +204,13 @@ class Mixture:
             size: (B, H) the expected error.
             bucket: (H,) the horizon bucket of each step.
         """
-        weights = self._weights.weights(slots)[:, :, bucket]  # (members, B, H)
-        mixed = np.zeros_like(tracked)
-        for weight, quantiles in zip(weights, self._members(tracked, network), strict=True):
-            mixed += weight[..., None] * quantiles
+        mixed = tracked.copy()
+        if network is not None:
+            share = self._weights.weights(slots)[1][:, bucket]  # (B, H)
+            change = self._heard(network) - tracked
+            change *= share[..., None]
+            # Where the network was not asked, the tracked ones stand alone.
+            np.add(mixed, change, out=mixed, where=~np.isnan(change))
         if self._is_count:
             return np.rint(mixed, out=mixed)
         mixed += size[..., None] * self._shift[bucket]
@@ -226,9 +230,6 @@ class Mixture:
         self._shift[:] = arrays["shift"]
         self._weights.restore(under("weights", arrays))
 
-    def _members(self, tracked: Float64, network: Float64 | None) -> list[Float64]:
-        if network is None:
-            return [tracked]
-        # Where the network was not asked, the tracked ones stand in for it.
-        told = np.where(np.isnan(network), tracked, network)
-        return [tracked, np.maximum(told, 0.0) if self._is_count else told]
+    def _heard(self, network: Float64) -> Float64:
+        """The network's quantiles; of counts none below zero."""
+        return np.maximum(network, 0.0) if self._is_count else network

@@ -108,14 +108,15 @@ class Due:
         kept = np.flatnonzero(self._is_kept(index))
         position = self._position(index)[kept]
         parts = (said.predictions, said.pooled[None], said.quantiles, said.outside)
-        others = np.concatenate(parts)  # (..., B, G)
-        others -= said.mean
+        others = np.concatenate([part[..., kept] for part in parts])  # (..., B, kept)
+        mean, unit = said.mean[:, kept], said.unit[:, kept]
+        others -= mean
         # A key that has hardly moved has an expected error of next to nothing.
         farthest = np.fmax.reduce(np.abs(others))
-        unit = np.fmax(said.unit, farthest / _MOST)
+        unit = np.fmax(unit, farthest / _MOST)
         others /= unit
-        self._table[self._means][rows, position] = np.stack([said.mean, unit], axis=2)[:, kept]
-        self._table[self._others][rows, position] = np.moveaxis(others, 0, 2)[:, kept]
+        self._table[self._means][rows, position] = np.stack([mean, unit], axis=2)
+        self._table[self._others][rows, position] = np.moveaxis(others, 0, 2)
 
     def land(self, index: int, truth: Float64) -> Iterator[Landed]:
         """The forecasts of bucket `index`, closed with `truth` (K,), one group per horizon bucket.
