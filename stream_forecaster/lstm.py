@@ -29,6 +29,9 @@ Slots = Int64 | slice
 
 ABSOLUTE, RESIDUAL = "lstm", "lstm_residual"
 """The experts that the network is: a path of its own, and a corrected pool's."""
+_YOUNG = 8
+"""Closed buckets before anyone is answered for. Pretraining has seen newcomers, but no pool that is
+itself a newcomer: one whose experts, of days say, have not met a weekend yet, or each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,8 @@ class Lstm:
         """Encode the windows of keys, which have just moved on; decide who is answered for."""
         if not self._learner.speaks:
             return
-        slots = self._turn(live)
+        is_young = not len(live) or self._window.age(live).max() < _YOUNG
+        slots = live[:0] if is_young else self._turn(live)
         self._table[f"{self._name}.asked"][:] = False
         self._table[f"{self._name}.asked"][slots] = True
         self._encode(slots)

@@ -12,7 +12,7 @@ from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.learning import Learner, Pace
-from stream_forecaster.lstm import Lstm, Seats, View
+from stream_forecaster.lstm import _YOUNG, Lstm, Seats, View
 from stream_forecaster.network import LEVELS, STATE
 from stream_forecaster.spread import Spread
 from stream_forecaster.windows import Window
@@ -48,6 +48,12 @@ class Seat:
         self.window.absorb(self.slots, time_ms, np.array(values))
         self.lstm.land(index, self.window.close())
         return index
+
+    def grown(self) -> "Seat":
+        """The same one bucket before it is old enough to be answered for."""
+        for _ in range(_YOUNG - 1):
+            self.close([1.0, 2.0, 3.0])
+        return self
 
     def view(self, path: NDArray[np.float64]) -> View:
         """What a pool without experts knows."""
@@ -85,9 +91,9 @@ def test_errors_stand_beside_the_value_of_their_bucket() -> None:
 
 def test_a_key_without_a_closed_bucket_has_no_state() -> None:
     """It is answered all the same."""
-    seat = Seat()
+    seat = Seat().grown()
     seat.close([1.0, 2.0, 3.0])
-    seat.table.intern([b"new"], np.array([START_MS + MINUTE_MS]))
+    seat.table.intern([b"new"], np.array([START_MS + _YOUNG * MINUTE_MS]))
     slots = np.arange(_K + 1)
     seat.lstm.look(slots)
     states = seat.table["lstm.60000.state"]
@@ -98,7 +104,7 @@ def test_a_key_without_a_closed_bucket_has_no_state() -> None:
 
 def test_answers_are_around_the_path_in_its_units() -> None:
     """What the network says in expected errors becomes values, the absolute path first."""
-    seat = Seat()
+    seat = Seat().grown()
     seat.close([1.0, 2.0, 3.0])
     seat.lstm.look(seat.slots)
     view = replace(seat.view(np.full((_K, _H), 10.0)), unit=np.full((_K, _H), 2.0))
@@ -115,7 +121,7 @@ def test_answers_are_around_the_path_in_its_units() -> None:
 @given(levels=st.sets(st.floats(0.001, 0.999).map(lambda level: round(level, 3)), min_size=2))
 def test_any_levels_ascend(levels: set[float]) -> None:
     """Between the network's own and beyond them."""
-    seat = Seat(quantiles=tuple(sorted(levels)))
+    seat = Seat(quantiles=tuple(sorted(levels))).grown()
     seat.close([1.0, 2.0, 3.0])
     seat.lstm.look(seat.slots)
     _, _, quantiles = seat.lstm.answer(seat.view(np.zeros((_K, _H))))
@@ -124,7 +130,7 @@ def test_any_levels_ascend(levels: set[float]) -> None:
 
 def test_a_network_that_is_only_taught_has_no_opinion() -> None:
     """And encodes nothing."""
-    seat = Seat(speaks=False)
+    seat = Seat(speaks=False).grown()
     seat.close([1.0, 2.0, 3.0])
     seat.lstm.look(seat.slots)
     assert np.isnan(seat.table["lstm.60000.state"]).all()
@@ -132,9 +138,24 @@ def test_a_network_that_is_only_taught_has_no_opinion() -> None:
         assert np.isnan(part).all()
 
 
+def test_a_resolution_that_is_young_is_not_answered_for() -> None:
+    """Whatever the age of a key that comes later: it is the oldest one's that counts."""
+    seat = Seat()
+    path = np.full((_K, _H), 10.0)
+    for _ in range(_YOUNG - 1):
+        seat.lstm.look(seat.slots)
+        assert all(np.isnan(part).all() for part in seat.lstm.answer(seat.view(path)))
+        seat.close([1.0, 2.0, 3.0])
+    seat.close([1.0, 2.0, 3.0])
+    seat.table.intern([b"new"], np.array([START_MS + _YOUNG * MINUTE_MS]))
+    seat.lstm.look(np.arange(_K + 1))
+    view = replace(seat.view(np.full((_K + 1, _H), 10.0)), slots=np.arange(_K + 1))
+    assert np.isfinite(seat.lstm.answer(replace(view, losses=np.ones((_K + 1, 1, 1))))[0]).all()
+
+
 def test_with_more_keys_than_it_may_answer_for_the_active_ones_come_first() -> None:
     """Half of the turns are theirs; the others have theirs one after the other."""
-    seat = Seat(most=2)
+    seat = Seat(most=2).grown()
     answered = set()
     for _ in range(3):
         seat.close([5.0, 1.0, 9.0])
@@ -152,11 +173,12 @@ def test_with_more_keys_than_it_may_answer_for_the_active_ones_come_first() -> N
 
 def test_who_is_answered_for_is_answered_as_if_all_were() -> None:
     """Whose turn it is not changes nothing for the others."""
-    few, all_of_them = Seat(most=2), Seat()
+    few, all_of_them = Seat(most=2).grown(), Seat().grown()
     for seat in (few, all_of_them):
         seat.close([5.0, 1.0, 9.0])
         seat.lstm.look(seat.slots)
     path = np.full((_K, _H), 10.0)
+    assert seat.table["lstm.60000.asked"].all()
     for ours, theirs in zip(
         few.lstm.answer(few.view(path)),
         all_of_them.lstm.answer(all_of_them.view(path)),
