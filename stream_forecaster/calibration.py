@@ -13,14 +13,15 @@ tracked online for the whole population:
 
 Quantiles ascend because the shape is kept sorted; counts are cut off at zero.
 
-The network has quantiles of its own. A mixture takes both: an average of quantiles, level by level,
-with weights that follow the landed pinball loss. An average is narrower than what it averages, so
-real values are tracked once more, by how often what was published held the truth. Counts are
-rounded instead: a count is a whole number, and so are its quantiles, which then hold the truth at
-least as often as they say.
+These are not the only quantiles: counts have those of their distribution, real values those of a
+regression, and the network has its own. A mixture takes all: an average of quantiles, level by
+level, with weights that follow the landed pinball loss. An average is narrower than what it
+averages, so real values are tracked once more, by how often what was published held the truth.
+Counts are rounded instead: a count is a whole number, and so are its quantiles, which then hold the
+truth at least as often as they say.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -39,7 +40,7 @@ _PRIOR_BUCKETS = 20.0
 _RATE = 0.02
 _LARGEST = 100.0
 """Residuals count for at most so many units: one burst must not blow up a key's widths."""
-_SHARPNESS = 4.0
+_SHARPNESS = 1.0
 """Of the mixture: pinball losses of members differ by a few percent, squared errors by more."""
 _SHIFT_RATE = 0.01
 _COUNT_FLOOR = 0.05
@@ -138,7 +139,7 @@ class Calibration:
 
 
 class Mixture:
-    """Tracked quantiles and the network's into one, by landed pinball loss."""
+    """Several members' quantiles into one, by landed pinball loss."""
 
     def __init__(
         self,
@@ -147,12 +148,12 @@ class Mixture:
         levels: tuple[float, ...],
         buckets: int,
         *,
-        network: bool,
+        members: int,
         is_count: bool,
     ) -> None:
         self._levels, self._is_count = np.array(levels), is_count
         self._weights = ExponentialWeights(
-            table, f"{prefix}.mixture", 1 + network, buckets, sharpness=_SHARPNESS
+            table, f"{prefix}.mixture", members, buckets, sharpness=_SHARPNESS
         )
         self._shift = np.zeros((buckets, len(levels)))  # in expected errors
 
@@ -161,7 +162,7 @@ class Mixture:
         bucket: int,
         landed: Int64,
         truth: Float64,
-        members: tuple[Float64, Float64 | None],
+        members: Sequence[Float64],
         said: tuple[Float64, Float64],
     ) -> None:
         """Take in truths that have come.
@@ -170,46 +171,36 @@ class Mixture:
             bucket: which horizon bucket.
             landed: (B,) slots, each at most once.
             truth: (B,).
-            members: the pool's quantiles (B, Q) and the network's, as they would be today.
+            members: their quantiles (B, Q); where one said nothing, NaN, the first stands in.
             said: the mixture of them that was published (B, Q), and the expected error (B,).
         """
         if not len(landed):
             return
         published, size = said
-        tracked, network = members
-        heard = [tracked]
-        if network is not None:
-            heard.append(np.where(np.isnan(network), tracked, self._heard(network)))
+        heard = (np.where(np.isnan(member), members[0], member) for member in members)
         losses = [pinball(truth, of, self._levels).mean(axis=1) / size for of in heard]
+        self._weights.learn(bucket, landed, np.stack(losses))
         if not self._is_count:
             # Not by what it would say today: that has heard of errors like the one it is to hold.
             below = (truth[:, None] <= published).mean(axis=0)
             self._shift[bucket] += _SHIFT_RATE * (self._levels - below)
-        self._weights.learn(bucket, landed, np.stack(losses))
 
     def quantiles(
-        self,
-        slots: Int64 | slice,
-        tracked: Float64,
-        network: Float64 | None,
-        size: Float64,
-        bucket: Int64,
+        self, slots: Int64 | slice, members: Sequence[Float64], size: Float64, bucket: Int64
     ) -> Float64:
         """The mixed quantiles (B, H, Q), ascending.
 
         Args:
             slots: which keys (B,).
-            tracked: (B, H, Q).
-            network: (B, H, Q); None where there is none.
+            members: their quantiles (B, H, Q); where one says nothing, NaN, the first stands in.
             size: (B, H) the expected error.
             bucket: (H,) the horizon bucket of each step.
         """
-        mixed = tracked.copy()
-        if network is not None:
-            share = self._weights.weights(slots)[1][:, bucket]  # (B, H)
-            change = self._heard(network) - tracked
-            change *= share[..., None]
-            # Where the network was not asked, the tracked ones stand alone.
+        first, *others = members
+        mixed, weights = first.copy(), self._weights.weights(slots)[1:]
+        for weight, member in zip(weights, others, strict=True):
+            change = member - first
+            change *= weight[:, bucket, None]
             np.add(mixed, change, out=mixed, where=~np.isnan(change))
         if self._is_count:
             return np.rint(mixed, out=mixed)
@@ -229,7 +220,3 @@ class Mixture:
         """Take `arrays` back."""
         self._shift[:] = arrays["shift"]
         self._weights.restore(under("weights", arrays))
-
-    def _heard(self, network: Float64) -> Float64:
-        """The network's quantiles; of counts none below zero."""
-        return np.maximum(network, 0.0) if self._is_count else network

@@ -44,6 +44,7 @@ class Said:
         predictions: (M, ...) of the forecasters; NaN for no opinion.
         pooled: of the experts, before the network and the agreement across scales had their say.
         quantiles: (Q, ...) published.
+        inside: (Q or 0, ...) without the network's.
         outside: (Q or 0, ...) the network's.
     """
 
@@ -52,6 +53,7 @@ class Said:
     predictions: Float64
     pooled: Float64
     quantiles: Float64
+    inside: Float64
     outside: Float64
 
 
@@ -76,7 +78,7 @@ class Due:
         *,
         forecasters: int,
         levels: int,
-        network: bool,
+        members: int,
         whole: bool,
         most: int,
     ) -> None:
@@ -88,7 +90,7 @@ class Due:
             horizons: (G,) steps ahead, one for each horizon bucket.
             forecasters: M.
             levels: Q.
-            network: are there quantiles of the network?
+            members: of how many that the published quantiles are mixed of those are kept, too.
             whole: are published quantiles whole numbers?
             most: how many forecasts of a horizon bucket are kept at a time.
         """
@@ -97,9 +99,9 @@ class Due:
         # Positions of each ring. Of two drawn by lot the older may come late and the newer early.
         self._size = -(-horizons // self._stride) + (self._stride > 1)
         self._ring = np.concatenate([[0], np.cumsum(self._size)])
-        self._parts = np.cumsum([forecasters, 1, levels])
+        self._parts = np.cumsum([forecasters, 1, levels, levels * (members > 1)])
         self._means, self._others = f"{prefix}.due", f"{prefix}.due_others"
-        others = self._parts[-1] + levels * network
+        others = self._parts[-1] + levels * (members > 0)
         table.add(self._means, (self._ring[-1], 2), dtype=np.float32, fill=np.nan)
         table.add(self._others, (self._ring[-1], others), dtype=np.float16)
 
@@ -107,7 +109,7 @@ class Due:
         """Keep what was `said` (..., B, G) of `rows` after bucket `index`; NaN means: nothing."""
         kept = np.flatnonzero(self._is_kept(index))
         position = self._position(index)[kept]
-        parts = (said.predictions, said.pooled[None], said.quantiles, said.outside)
+        parts = (said.predictions, said.pooled[None], said.quantiles, said.inside, said.outside)
         others = np.concatenate([part[..., kept] for part in parts])  # (..., B, kept)
         mean, unit = said.mean[:, kept], said.unit[:, kept]
         others -= mean
@@ -131,11 +133,11 @@ class Due:
             slots = np.flatnonzero(~np.isnan(truth) & ~np.isnan(means[:, position, 0]))
             mean, unit = means[slots, position].astype(np.float64).T
             rest = others[slots, position].astype(np.float64).T * unit + mean
-            predictions, pooled, quantiles, outside = np.split(rest, self._parts)
+            predictions, pooled, quantiles, inside, outside = np.split(rest, self._parts)
             if self._whole:
                 np.rint(quantiles, out=quantiles)
             means[:, position] = np.nan
-            said = Said(mean, unit, predictions, pooled[0], quantiles, outside)
+            said = Said(mean, unit, predictions, pooled[0], quantiles, inside, outside)
             yield Landed(bucket, slots, truth[slots], said)
 
     def forget(self) -> None:

@@ -29,6 +29,7 @@ from stream_forecaster.due import Due, Landed, Said
 from stream_forecaster.fusion import Fusion, Stack, or_zero
 from stream_forecaster.keys import KeyTable, Part, arrays_of, restore_all
 from stream_forecaster.lstm import ABSOLUTE, RESIDUAL, Lstm, Seats, View
+from stream_forecaster.negative_binomial import NegativeBinomial
 from stream_forecaster.quantile_regression import QuantileRegression
 from stream_forecaster.scoring import NAIVE, POOL, PUBLISHED, Score, central_intervals
 from stream_forecaster.spread import Spread
@@ -231,22 +232,22 @@ class Pool:
         table, name, levels = self._table, self._name, self._levels
         buckets, is_count = len(self._horizons), self._is_count
         self._calibration = Calibration(table, name, levels, buckets, is_count=is_count)
+        self._distribution = NegativeBinomial(levels, buckets) if is_count else None
         self._regression: QuantileRegression | None = None
         if not is_count:
             shape, step_ms = (buckets, len(self.experts)), self.resolution.step_ms
             self._regression = QuantileRegression(
                 table, name, self._calendar, step_ms, levels, shape
             )
-        self._mixture = Mixture(
-            table, name, levels, buckets, network=has_network, is_count=is_count
-        )
+        members = 1 + is_count + has_network
+        self._mixture = Mixture(table, name, levels, buckets, members=members, is_count=is_count)
         self._due = Due(
             table,
             name,
             self._horizons,
             forecasters=len(self.experts),
             levels=len(levels),
-            network=has_network,
+            members=(1 if is_count else 2) if has_network else 0,
             whole=is_count,
             most=_LEAN_KEPT if self._is_lean else _KEPT,
         )
@@ -313,6 +314,8 @@ class Pool:
         self._note_quality(landed[0])
         self._spread.learn(truth)
         self._fusion.settle(index)
+        if self._distribution:
+            self._distribution.settle(index)
         if self._regression:
             self._regression.settle(index)
         if self._lstm:
@@ -341,19 +344,26 @@ class Pool:
             self._lstm.note(index, group.slots, missed / unit)
 
     def _learn_quantiles(self, index: int, group: Landed, spread: Float64) -> Float64:
-        """The mixture, by what its members would say today; then the members themselves.
+        """The mixture of members, then the members themselves.
 
+        Members of counts are judged by what they would say today. A regression has more to learn
+        by heart, and is judged by what it said when it had not heard of errors like these.
         Returns the residuals (B,) without their sign, in calibration's units.
         """
         said, slots = group.said, group.slots
         path, bucket = said.mean[:, None], np.array([group.bucket])
         size = self._calibration.expected_error(slots, path, spread, bucket)
-        predictions = list(said.predictions[:, :, None])
-        own = self._own_quantiles(slots, np.array([index]), bucket, path, size, predictions)
-        members = own[:, 0], said.outside.T if self._lstm else None
+        published = said.quantiles.T
+        if self._distribution:
+            members = [of[:, 0] for of in self._of_counts(self._distribution, path, size, bucket)]
+        else:
+            members = [said.inside.T if self._lstm else published]
+        if self._lstm:
+            members.append(said.outside.T)
         size = size[:, 0]
-        published = said.quantiles.T, size
-        self._mixture.learn(group.bucket, slots, group.truth, members, published)
+        self._mixture.learn(group.bucket, slots, group.truth, members, (published, size))
+        if self._distribution:
+            self._distribution.learn(group.bucket, said.mean, group.truth)
         if self._regression:
             told = said.mean, size, said.predictions
             self._regression.learn(group.bucket, slots, index, group.truth, told)
@@ -403,6 +413,8 @@ class Pool:
         if self._lstm:
             view = self._view(slots, ahead, predictions, pooled)
             absolute, residual, outside = self._lstm.answer(view)
+            if self._is_count:
+                np.maximum(outside, 0.0, out=outside)
             predictions += [absolute, residual]
             share = self._final.weights(slots)
             mean = pooled + share[0][:, bucket] * or_zero(absolute - pooled)
@@ -430,23 +442,31 @@ class Pool:
         predictions = np.empty((len(opinion.predictions), *mean.shape))
         for i, prediction in enumerate(opinion.predictions):
             predictions[i] = prediction
-        quantiles = self.agreed(self._quantiles(opinion), opinion.mean, mean)
-        outside = quantiles[..., :0]
-        if opinion.outside is not None:
-            outside = moved_along(opinion.outside, opinion.mean, mean, is_count=self._is_count)
+        inside, mixed = self._quantiles(opinion)
+        none = mixed[..., :0]
+        outside = none if opinion.outside is None else opinion.outside
+        if self._is_count or not self._lstm:
+            inside = none
+        quantiles, inside, outside = (
+            np.moveaxis(moved_along(of, opinion.mean, mean, is_count=self._is_count), 2, 0)
+            for of in (mixed, inside, outside)
+        )
+        if self._is_count:
+            np.rint(quantiles, out=quantiles)
         said = Said(
             np.where(self._table.live[rows, None], mean, np.nan),
             self.expected_error(opinion.slots, mean, opinion.bucket),
             predictions,
             opinion.pooled,
-            np.moveaxis(quantiles, 2, 0),
-            np.moveaxis(outside, 2, 0),
+            quantiles,
+            inside,
+            outside,
         )
         self._due.keep(rows, self.window.closed - 1, said)
 
     def statement(self, opinion: Opinion) -> Statement:
         """What an opinion comes to."""
-        return Statement(opinion.mean, self._quantiles(opinion), opinion.weights)
+        return Statement(opinion.mean, self._quantiles(opinion)[1], opinion.weights)
 
     def agreed(self, quantiles: Float64, mean: Float64, agreed: Float64) -> Float64:
         """Quantiles (B, H, Q) around a mean (B, H), moved along as that became `agreed`."""
@@ -474,26 +494,34 @@ class Pool:
         predictions = [expert.predict(slots, index, ahead) for expert in self._experts]
         return predictions, *self._fusion.fuse(slots, predictions, bucket)
 
-    def _quantiles(self, opinion: Opinion) -> Float64:
-        """(B, H, Q) around the opinion's mean."""
+    def _quantiles(self, opinion: Opinion) -> tuple[Float64, Float64]:
+        """(B, H, Q) around the opinion's mean: the first member's, and those of the mixture."""
         slots, mean, bucket = opinion.slots, opinion.mean, opinion.bucket
         size = self.expected_error(slots, mean, bucket)
-        own = self._own_quantiles(slots, opinion.index, bucket, mean, size, opinion.predictions)
-        return self._mixture.quantiles(slots, own, opinion.outside, size, bucket)
+        if self._distribution:
+            members = self._of_counts(self._distribution, mean, size, bucket)
+        else:
+            members = [self._of_real_values(opinion, size)]
+        if opinion.outside is not None:
+            members.append(opinion.outside)
+        return members[0], self._mixture.quantiles(slots, members, size, bucket)
 
-    def _own_quantiles(
-        self,
-        slots: Slots,
-        index: Int64,
-        bucket: Int64,
-        mean: Float64,
-        size: Float64,
-        predictions: Sequence[Float64],
-    ) -> Float64:
-        """(B, H, Q) without the network's: of counts the tracked ones, else by regression."""
-        if not self._regression:
-            return self._calibration.quantiles(mean, size, bucket)
-        return self._regression.quantiles(slots, index, (mean, size, predictions), bucket)
+    def _of_counts(
+        self, distribution: NegativeBinomial, mean: Float64, size: Float64, bucket: Int64
+    ) -> list[Float64]:
+        """The tracked quantiles (B, H, Q) of counts, and those of their distribution."""
+        tracked = self._calibration.quantiles(mean, size, bucket)
+        return [tracked, distribution.quantiles(mean, bucket)]
+
+    def _of_real_values(self, opinion: Opinion, size: Float64) -> Float64:
+        """(B, H, Q) tracked at first, and by regression once that has learned."""
+        mean, bucket = opinion.mean, opinion.bucket
+        quantiles = self._calibration.quantiles(mean, size, bucket)
+        if self._regression:
+            told = mean, size, opinion.predictions
+            regressed = self._regression.quantiles(opinion.slots, opinion.index, told, bucket)
+            quantiles += self._regression.trust[bucket][:, None] * (regressed - quantiles)
+        return quantiles
 
     def _view(
         self, slots: Slots, ahead: Int64, predictions: Sequence[Float64], pooled: Float64
@@ -581,6 +609,8 @@ class Pool:
         yield "calibration", self._calibration
         yield "mixture", self._mixture
         yield "drift", self._drift
+        if self._distribution:
+            yield "distribution", self._distribution
         if self._regression:
             yield "regression", self._regression
         if self._lstm:

@@ -45,6 +45,8 @@ _PRIOR, _SCALE_PRIOR = 100.0, 50.0
 _SOLVE_EVERY = 6
 _FEWEST = 48
 """Landed forecasts of a bucket before the regression departs from where it began."""
+_TRUSTED = 300.0
+"""Landed forecasts of a bucket after which it is believed by half."""
 _PHASE_RATE = 0.08
 _LEAST_FACTOR = 0.1
 _FARTHEST_EXPERT, _FARTHEST_TRUTH = 6.0, 12.0
@@ -181,6 +183,11 @@ class QuantileRegression:
         np.minimum.accumulate(lower, axis=-1, out=lower)
         quantiles: Float64 = path[..., None] + sigma[..., None] * relative
         return quantiles
+
+    @property
+    def trust(self) -> Float64:
+        """(G,) how far it is to be believed, which begins at 0 and goes to 1 as forecasts land."""
+        return self._landed / (self._landed + _TRUSTED)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""

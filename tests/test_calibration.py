@@ -127,10 +127,10 @@ _LEVELS = (0.1, 0.5, 0.9)
 _FIRST = np.array([0])
 
 
-def _mixture(*, is_count: bool, network: bool = True) -> Mixture:
+def _mixture(*, is_count: bool, members: int = 2) -> Mixture:
     table = KeyTable()
     table.intern([b"a"], np.zeros(1, np.int64))
-    return Mixture(table, "x", _LEVELS, 1, network=network, is_count=is_count)
+    return Mixture(table, "x", _LEVELS, 1, members=members, is_count=is_count)
 
 
 @pytest.mark.parametrize("is_count", [False, True])
@@ -141,24 +141,27 @@ def test_the_mixture_follows_whoever_has_the_smaller_losses(is_count: bool) -> N
     for _ in range(100):
         truth = rng.normal(10, 1.5, 1)
         mixture.learn(0, _FIRST, truth, (wrong, right), (right, np.ones(1)))
-    said = mixture.quantiles(_FIRST, wrong[None], right[None], np.ones((1, 1)), _FIRST)
+    said = mixture.quantiles(_FIRST, [wrong[None], right[None]], np.ones((1, 1)), _FIRST)
     np.testing.assert_allclose(said[0, 0], right[0], atol=1.0)
 
 
 def test_quantiles_of_counts_are_whole_numbers() -> None:
-    """And never below zero, whatever the network says."""
-    tracked, network = np.array([[[0.2, 0.6, 1.4]]]), np.array([[[-3.0, 0.5, 2.2]]])
-    said = _mixture(is_count=True).quantiles(_FIRST, tracked, network, np.ones((1, 1)), _FIRST)
+    """Rounded once they are mixed."""
+    members = [np.array([[[0.2, 0.6, 1.4]]]), np.array([[[0.0, 0.5, 2.2]]])]
+    said = _mixture(is_count=True).quantiles(_FIRST, members, np.ones((1, 1)), _FIRST)
     assert said.tolist() == [[[0.0, 1.0, 2.0]]]
 
 
-def test_a_network_that_was_not_asked_leaves_the_tracked_quantiles() -> None:
-    """NaN is no opinion."""
-    tracked = np.array([[[-1.0, 0.0, 1.0]]])
-    for network in (np.full_like(tracked, np.nan), None):
-        mixture = _mixture(is_count=False, network=network is not None)
-        said = mixture.quantiles(_FIRST, tracked, network, np.ones((1, 1)), _FIRST)
+def test_the_first_member_stands_in_for_those_that_are_silent() -> None:
+    """NaN is no opinion: when it is said, and when it is judged."""
+    tracked, silent = np.array([[[-1.0, 0.0, 1.0]]]), np.full((1, 1, 3), np.nan)
+    alone, both = _mixture(is_count=False, members=1), _mixture(is_count=False)
+    for mixture, members in ((alone, [tracked]), (both, [tracked, silent])):
+        said = mixture.quantiles(_FIRST, members, np.ones((1, 1)), _FIRST)
         np.testing.assert_allclose(said, tracked)
+        landed = [member[0] for member in members]
+        mixture.learn(0, _FIRST, np.array([5.0]), landed, (said[0], np.ones(1)))
+    np.testing.assert_array_equal(both._weights.weights(_FIRST), 0.5)
 
 
 def test_too_narrow_a_mixture_of_real_values_is_widened() -> None:
@@ -167,7 +170,7 @@ def test_too_narrow_a_mixture_of_real_values_is_widened() -> None:
     narrow, inside = np.array([[-0.3, 0.0, 0.3]]), []
     for i in range(3000):
         truth = rng.normal(0, 1, 1)
-        said = mixture.quantiles(_FIRST, narrow[None], narrow[None], np.ones((1, 1)), _FIRST)[0, 0]
+        said = mixture.quantiles(_FIRST, [narrow[None]] * 2, np.ones((1, 1)), _FIRST)[0, 0]
         assert (np.diff(said) >= 0).all()
         if i >= 1000:
             inside.append(said[0] <= truth[0] <= said[2])
@@ -175,9 +178,9 @@ def test_too_narrow_a_mixture_of_real_values_is_widened() -> None:
     assert 0.77 < np.mean(inside) < 0.83
     restored = _mixture(is_count=False)
     restored.restore(mixture.arrays())
-    again = restored.quantiles(_FIRST, narrow[None], narrow[None], np.ones((1, 1)), _FIRST)
+    again = restored.quantiles(_FIRST, [narrow[None]] * 2, np.ones((1, 1)), _FIRST)
     np.testing.assert_array_equal(
-        again, mixture.quantiles(_FIRST, narrow[None], narrow[None], np.ones((1, 1)), _FIRST)
+        again, mixture.quantiles(_FIRST, [narrow[None]] * 2, np.ones((1, 1)), _FIRST)
     )
 
 
@@ -187,6 +190,6 @@ def test_the_shift_goes_by_what_was_published() -> None:
     today, published = np.array([[-1.3, 0.0, 1.3]]), np.array([[-0.3, 0.0, 0.3]])
     for _ in range(200):
         mixture.learn(0, _FIRST, rng.normal(0, 1, 1), (today, today), (published, np.ones(1)))
-    said = mixture.quantiles(_FIRST, today[None], today[None], np.ones((1, 1)), _FIRST)[0, 0]
+    said = mixture.quantiles(_FIRST, [today[None]] * 2, np.ones((1, 1)), _FIRST)[0, 0]
     assert said[0] < -1.6
     assert said[2] > 1.6

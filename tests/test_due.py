@@ -24,9 +24,9 @@ class Ring:
     """Some keys of whom anything may be said."""
 
     def __init__(
-        self, horizons: list[int], most: int = 8, *, network: bool = True, whole: bool = False
+        self, horizons: list[int], most: int = 8, *, members: int = 2, whole: bool = False
     ) -> None:
-        self.horizons, self.network, self.whole = horizons, network, whole
+        self.horizons, self.members, self.whole = horizons, members, whole
         self.table = KeyTable()
         self.due = Due(
             self.table,
@@ -34,7 +34,7 @@ class Ring:
             np.array(horizons),
             forecasters=_M,
             levels=_Q,
-            network=network,
+            members=members,
             whole=whole,
             most=most,
         )
@@ -56,10 +56,10 @@ class Ring:
             mean = np.abs(np.clip(mean, -1e5, 1e5))
             quantiles = np.sort(np.rint(mean + rng.uniform(-900, 900, (_Q, b, g))), axis=0)
         predictions[rng.random(predictions.shape) < 0.2] = np.nan
-        outside = around(_Q * self.network)
+        inside, outside = around(_Q * (self.members > 1)), around(_Q * (self.members > 0))
         outside[:, rng.random((b, g)) < 0.2] = np.nan
         mean[rng.random((b, g)) < 0.2] = np.nan
-        return Said(mean, unit, predictions, around(), quantiles, outside)
+        return Said(mean, unit, predictions, around(), quantiles, inside, outside)
 
     def constant(self, mean: float = 5.0, unit: float = 1.0, prediction: float = 6.0) -> Said:
         """The same of all keys and horizons."""
@@ -70,7 +70,8 @@ class Ring:
             np.full((_M, *shape), prediction),
             np.full(shape, mean),
             np.full((_Q, *shape), mean),
-            np.full((_Q * self.network, *shape), mean),
+            np.full((_Q * (self.members > 1), *shape), mean),
+            np.full((_Q * (self.members > 0), *shape), mean),
         )
 
     def keep(self, index: int, said: Said) -> None:
@@ -100,6 +101,7 @@ class Everything:
                 said.predictions[:, key, g],
                 said.pooled[key, g],
                 said.quantiles[:, key, g],
+                said.inside[:, key, g],
                 said.outside[:, key, g],
             )
 
@@ -116,7 +118,7 @@ class Everything:
 def _assert_as_said(back: Said, said: Said, *, whole: bool) -> None:
     """Within 2^-11 of the distance from the mean, and what float32 does to the mean."""
     assert back.mean == pytest.approx(float(said.mean), rel=2**-24)
-    names = ("predictions", "pooled", "quantiles", "outside")
+    names = ("predictions", "pooled", "quantiles", "inside", "outside")
     farthest = float(np.nanmax([np.nanmax(np.abs(_distance(said, n)), initial=0) for n in names]))
     # float16 has steps of 2^-24 in the end.
     least = float(said.unit) + farthest / 6e4
@@ -144,6 +146,7 @@ def _one(landed: Landed, i: int) -> Said:
         said.predictions[:, i],
         said.pooled[i],
         said.quantiles[:, i],
+        said.inside[:, i],
         said.outside[:, i],
     )
 
@@ -151,7 +154,7 @@ def _one(landed: Landed, i: int) -> Said:
 @given(
     horizons=_horizons,
     most=st.integers(1, 9),
-    network=st.booleans(),
+    members=st.integers(0, 2),
     whole=st.booleans(),
     seed=st.integers(0, 999),
     befalls=st.lists(st.sampled_from([""] * 9 + ["silence", "key"]), min_size=1, max_size=60),
@@ -159,14 +162,14 @@ def _one(landed: Landed, i: int) -> Said:
 def test_what_lands_was_said_so_many_buckets_ago(
     horizons: list[int],
     most: int,
-    network: bool,  # noqa: FBT001  (drawn by Hypothesis)
-    whole: bool,  # noqa: FBT001
+    members: int,
+    whole: bool,  # noqa: FBT001  (drawn by Hypothesis)
     seed: int,
     befalls: list[str],
 ) -> None:
     """Against a list of everything said: the same keys, the same values, nothing forgotten."""
     rng = np.random.default_rng(seed)
-    ring, slow = Ring(horizons, most, network=network, whole=whole), Everything()
+    ring, slow = Ring(horizons, most, members=members, whole=whole), Everything()
     for index, befallen in enumerate(befalls, _FIRST + int(rng.integers(100))):
         truth = np.where(rng.random(_KEYS) < 0.2, np.nan, rng.normal(size=_KEYS))
         for landed in ring.land(index, truth):

@@ -40,6 +40,7 @@ LIST = (
     "lstm",
     "fusion",
     "calibration",
+    "negative_binomial",
     "quantile_regression",
     "agreement",
     "drift",

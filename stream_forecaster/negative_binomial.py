@@ -1,0 +1,118 @@
+"""Quantiles of counts that are drawn from negative binomial distributions.
+
+A count with mean m varies by m if its events know nothing of each other, and by more where they
+come in bursts or where m itself is uncertain: variance = m + dispersion * m^2. Quantiles of small
+counts do not scale with the mean, as calibration's do: of a mean of 0.3 the 0.7 quantile is 0 and
+the 0.8 quantile is 1. Here they come from the distribution itself.
+
+The dispersion of a horizon bucket is the population's, by moments of landed forecasts. So a key
+that is unlike the others is badly served; the mixture finds out.
+
+Quantiles are spread within the half unit around each whole number, so that they move smoothly with
+the mean, mix with others, and become the distribution's own when they are rounded. They are looked
+up in a table over means; above its largest there are none, but such counts do scale.
+
+Axes: B keys, G horizon buckets, H horizon, Q levels, N means in the table.
+
+Source: Hilbe 2011, negative binomial regression (NB2).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+_MEMORY = 0.998
+_PRIOR = 20.0
+"""So many landed buckets of means near one weigh as much as what it began with."""
+_BEGIN, _LEAST, _MOST = 0.2, 0.01, 10.0
+"""Dispersions. The least is a Poisson distribution in all but name."""
+_SOLVE_EVERY = 6
+_MEANS = np.geomspace(0.001, 64.0, 160)
+_LARGEST_COUNT = 512
+_PER_STEP = (len(_MEANS) - 1) / np.log(_MEANS[-1] / _MEANS[0])
+
+
+class NegativeBinomial:
+    """The quantiles of G horizon buckets at Q levels."""
+
+    def __init__(self, levels: tuple[float, ...], buckets: int) -> None:
+        self._levels = np.array(levels)
+        self._moments = np.zeros((buckets, 2))  # of variance beyond the mean, and of mean^2
+        self._dispersion = np.full(buckets, _BEGIN)
+        self._tables = np.empty((buckets, len(_MEANS), len(levels)))
+        self._tabulate(np.arange(buckets))
+
+    def learn(self, bucket: int, mean: Float64, truth: Float64) -> None:
+        """Take in forecasts (B,) of one horizon bucket that have come due, and what was true."""
+        small = (mean > _MEANS[0]) & (mean <= _MEANS[-1])
+        if not small.any():
+            return
+        mean, truth = mean[small], truth[small]
+        # By the variance that is to be expected, or the largest means would decide alone.
+        weight = 1 / (mean + _BEGIN * mean**2) ** 2
+        beyond = np.minimum((truth - mean) ** 2, 100 * (mean + mean**2)) - mean
+        news = (weight * beyond * mean**2).sum(), (weight * mean**4).sum()
+        self._moments[bucket] = _MEMORY * self._moments[bucket] + np.array(news) / len(mean)
+
+    def settle(self, index: int) -> None:
+        """Turn moments into dispersions now and then; `index` is the bucket's, for a replay."""
+        if index % _SOLVE_EVERY:
+            return
+        beyond, square = self._moments.T
+        dispersion = (beyond + _PRIOR * _BEGIN) / (square + _PRIOR)
+        dispersion = np.clip(dispersion, _LEAST, _MOST)
+        changed = np.flatnonzero(np.abs(dispersion - self._dispersion) > 0.02 * self._dispersion)
+        self._dispersion[changed] = dispersion[changed]
+        self._tabulate(changed)
+
+    def quantiles(self, mean: Float64, bucket: Int64) -> Float64:
+        """Quantiles (B, H, Q), ascending, of means (B, H) in horizon buckets (H,); NaN if large."""
+        at = np.log(np.maximum(mean, _MEANS[0]) / _MEANS[0]) * _PER_STEP
+        below = np.minimum(at.astype(np.int64), len(_MEANS) - 2)
+        part = (at - below)[..., None]
+        part[mean > _MEANS[-1]] = np.nan
+        quantiles: Float64 = self._tables[bucket, below + 1] * part
+        quantiles += self._tables[bucket, below] * (1 - part)
+        return quantiles
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is kept of the population."""
+        return {"moments": self._moments, "dispersion": self._dispersion}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take `arrays` back."""
+        self._moments[:], self._dispersion[:] = arrays["moments"], arrays["dispersion"]
+        self._tabulate(np.arange(len(self._dispersion)))
+
+    def _tabulate(self, buckets: Int64) -> None:
+        for bucket in buckets.tolist():
+            dispersion = float(self._dispersion[bucket])
+            self._tables[bucket] = spread_quantiles(_MEANS, dispersion, self._levels)
+
+
+def spread_quantiles(mean: Float64, dispersion: float, levels: Float64) -> Float64:
+    """(N, Q) of negative binomials with means (N,), spread around the whole numbers.
+
+    The mass of each count is spread evenly over the half unit to either side of it. Beyond the
+    largest count of the table there is none.
+    """
+    size, count = 1 / dispersion, np.arange(1, _LARGEST_COUNT + 1)
+    ratio = mean / (mean + size)  # (N,)
+    log_mass = np.empty((len(mean), _LARGEST_COUNT + 1))
+    log_mass[:, 0] = size * np.log1p(-ratio)
+    log_mass[:, 1:] = np.log((count - 1 + size) / count) + np.log(ratio)[:, None]
+    mass = np.exp(np.cumsum(log_mass, axis=1))
+    upto = np.cumsum(mass, axis=1)
+    quantiles = np.empty((len(mean), len(levels)))
+    rows = np.arange(len(mean))
+    for q, level in enumerate(levels):
+        at = np.minimum((upto < level).sum(axis=1), _LARGEST_COUNT)
+        before = upto[rows, at] - mass[rows, at]
+        part = np.clip((level - before) / np.maximum(mass[rows, at], 1e-300), 0.0, 1.0)
+        quantiles[:, q] = np.maximum(at - 0.5 + part, 0.0)
+    return quantiles
