@@ -172,6 +172,20 @@ class Kafka(_Section):
     ssl_check_hostname: bool = True
 
     @model_validator(mode="after")
+    def _certificates_fit_protocol(self) -> Self:
+        named = [
+            name
+            for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile", "ssl_ciphers")
+            if getattr(self, name)
+        ]
+        if named and not self.security_protocol.endswith("SSL"):
+            raise ValueError(
+                f"{named[0]} is not used by security_protocol = "
+                f'"{self.security_protocol}", which is not encrypted: set "SSL" or "SASL_SSL"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _credentials_fit_protocol(self) -> Self:
         wanted = self.security_protocol.startswith("SASL_")
         if wanted and not self.sasl_mechanism:
