@@ -67,10 +67,10 @@ _garbage = st.sampled_from([b"", b"{", b"[]", b'{"user_id":"ann"}', b'{"ts":1,"v
 
 @st.composite
 def rows(draw: st.DrawFn, max_size: int = 60) -> list[Row]:
-    """A log: events out of order, late, repeated and far apart; heartbeats; garbage."""
+    """A log: events out of order, late, repeated and far apart; heartbeats; tombstones; garbage."""
     now_ms = START_MS
     log: list[Row] = []
-    kinds = st.sampled_from(["event"] * 12 + ["heartbeat", "garbage", "repeat"])
+    kinds = st.sampled_from(["event"] * 12 + ["heartbeat", "forget", "forget", "garbage", "repeat"])
     for kind in draw(st.lists(kinds, min_size=1, max_size=max_size)):
         now_ms += draw(_gaps_ms)
         if kind == "event":
@@ -78,6 +78,8 @@ def rows(draw: st.DrawFn, max_size: int = 60) -> list[Row]:
             log.append((None, event(user, time_ms, draw(_values)), now_ms))
         elif kind == "heartbeat":
             log.append((None, None, now_ms))
+        elif kind == "forget":
+            log.append((draw(_users).encode(), None, draw(st.sampled_from([-1, now_ms]))))
         elif kind == "garbage":
             log.append((b"k", draw(_garbage), now_ms))
         elif log:
@@ -122,7 +124,7 @@ def shard(config: Settings, weights: Weights | None = None) -> Shard:
 def messages(config: Settings, turns: Iterable[Turn]) -> list[Message]:
     """What turns publish to the output topic, in order."""
     encoder = Encoder(config)
-    return [m for turn in turns for f in turn.forecasts for m in encoder.forecast(f)]
+    return [m for turn in turns for m in encoder.output(turn.output)]
 
 
 def busy_log(size: int, seed: int = 0) -> list[Row]:

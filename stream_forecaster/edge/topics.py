@@ -29,6 +29,7 @@ from stream_forecaster.edge.connection import (
 )
 from stream_forecaster.edge.refusals import refusal
 from stream_forecaster.errors import TransportError, Unavailable
+from stream_forecaster.events import UNTIMED_MS
 
 T = TypeVar("T")
 
@@ -301,6 +302,32 @@ class EventWriter:
             for future in futures:
                 future.get(timeout=0)
         return len(futures)
+
+    def forget(self, key: bytes) -> int:
+        """Write a tombstone of `key` to every partition; return how many there are.
+
+        Which partition has the key's events is the business of whoever writes them. The tombstones
+        have no time, so they move no watermark: a topic whose past is being loaded stays there.
+
+        Raises:
+            Unavailable, TransportError: no such topic, or not all were acknowledged.
+        """
+        with _translated(self._settings):
+            with _admin(self._settings) as admin:
+                partitions = range(_counts(_describe(admin, self._settings)).get(self._topic, 0))
+            if not partitions:
+                address = self._settings.kafka.bootstrap_servers
+                raise TransportError(f"no topic {self._topic!r} on {address}, or it is forbidden")
+            futures = [
+                self._producer.send(
+                    self._topic, key=key, partition=partition, timestamp_ms=UNTIMED_MS
+                )
+                for partition in partitions
+            ]
+            self._producer.flush(timeout=CALL_TIMEOUT_MS / 1_000)
+            for future in futures:
+                future.get(timeout=0)
+        return len(partitions)
 
     def close(self) -> None:
         """Let go of the connection; safe to call twice."""

@@ -134,6 +134,8 @@ def _assert_undisturbed(
 def _other_user(row: Row) -> Row:
     """A key belongs to one partition."""
     key, value, time_ms = row
+    if value is None:  # a tombstone names its key
+        key = key and b"other-" + key
     return key, value and value.replace(b'"user_id":"', b'"user_id":"other-'), time_ms
 
 
