@@ -276,6 +276,15 @@ def test_a_tombstone_without_a_time_moves_nothing() -> None:
     assert told.shard.watermark_ms == before == START_MS - 1000 * _LATENESS_S
 
 
+def test_in_silence_a_tombstone_only_forgets() -> None:
+    """It was published before; saying it again could take back what came after it."""
+    told = Told(settings())
+    told.tell(0)
+    log: list[Row] = [*told.log, (b"ann", None, UNTIMED_MS)]
+    assert told.shard.advance(block(log, 1), aloud=False).output == []
+    assert told.shard.keys == 0
+
+
 def test_a_tombstone_of_nobody_is_a_heartbeat() -> None:
     """Nothing is published of a key that was never known, and of a known one only once."""
     told = Told(settings())
