@@ -442,7 +442,7 @@ def from_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """`section.key=value`, as the command line has them, as a nested mapping; the last one wins.
 
     Raises:
-        ConfigError: one is not an assignment, or names no setting.
+        ConfigError: one is not an assignment, names no setting, or holds a secret.
     """
     nested: dict[str, Any] = {}
     for assignment in assignments:
@@ -450,8 +450,23 @@ def from_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         path = tuple(name.strip().split("."))
         if not equals or (len(path) < 2 and path[0] not in Settings.model_fields):
             raise ConfigError(f"--set {name}: write section.key=value")
-        _merge(nested, _nest(path, _value(f"--set {name}", path, text)))
+        assigned = _nest(path, _value(f"--set {name}", path, text))
+        for section, setting in _secrets(assigned):
+            raise ConfigError(
+                f"--set {section}.{setting}: everybody on the machine sees command lines; use "
+                f"{ENVIRONMENT_PREFIX}{section.upper()}__{setting.upper()}, or that name with _FILE"
+            )
+        _merge(nested, assigned)
     return nested
+
+
+def _secrets(mapping: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The secrets that a nested mapping of settings has: (section, name)."""
+    for section, values in mapping.items():
+        known = _fields((section,))
+        for name in values if isinstance(values, Mapping) else ():
+            if name in known and SecretStr in get_args(known[name].annotation):
+                yield section, name
 
 
 def redacted(settings: Settings) -> dict[str, Any]:

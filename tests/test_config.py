@@ -356,6 +356,24 @@ def test_assignments_nest_and_the_last_one_wins() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        f"kafka.sasl_plain_password={PASSWORD}",
+        f"kafka.ssl_password={PASSWORD}",
+        f'kafka={{"sasl_plain_password": "{PASSWORD}"}}',
+    ],
+)
+def test_a_secret_is_not_taken_from_the_command_line(assignment: str) -> None:
+    """Where `ps` shows it; the message names the variable that may hold it, and its file."""
+    with pytest.raises(
+        ConfigError, match=r"KAFKA__S\w+_PASSWORD, or that name with _FILE"
+    ) as raised:
+        from_assignments([assignment])
+
+    assert PASSWORD not in str(raised.value)
+
+
 @pytest.mark.parametrize("assignment", [PASSWORD, f"sasl_plain_password={PASSWORD}", "=x", ""])
 def test_what_is_no_assignment_is_refused_without_its_value(assignment: str) -> None:
     """The message says how to write one; what may be a secret is not in it."""
