@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +26,7 @@ from secured import PASSWORDS, SecuredKafka
 
 from stream_forecaster import config
 from stream_forecaster.config import Settings
-from stream_forecaster.edge.topics import create_topics, probe
+from stream_forecaster.edge.topics import EventWriter, create_topics, probe, read_topic
 
 WRONG = "wr0ng-Pass"
 _TELLS_WITHIN_S = 10.0
@@ -171,6 +173,57 @@ def test_a_missing_permission_says_which(
 
     way_out = "kafka-acls.sh" if missing else "the README lists"
     assert_failed(code, log, way_out, says.format(**names))
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+def test_a_run_tells_neither_its_password_nor_its_keys(
+    tmp_path: Path, kafka: SecuredKafka, mechanism: str
+) -> None:
+    """Not at debug level, not in metrics; and it publishes, with the password from a file."""
+    plain = settings_on(kafka.bootstrap)
+    create_topics(plain, 1)
+    kafka.permit("ann", needed(plain))
+    begin_ms = time.time_ns() // 1_000_000 - 10 * 60_000
+    with EventWriter(plain) as writer:
+        writer.write(
+            (b"k", b'{"user_id":"walter-4711","ts":%d}' % (begin_ms + 1_000 * i), None)
+            for i in [*range(600), 0]  # the last one is too late
+        )
+    path, secret = tmp_path / "settings.toml", tmp_path / "password"
+    secret.write_text(PASSWORDS["ann"] + "\n")
+    spelled = config.redacted(logged_in(plain, kafka.login("ann", mechanism)))
+    del spelled["kafka"]["sasl_plain_password"]
+    others = {"http": {"port": 0}, "log": {"level": "debug"}}
+    spelled["state"]["checkpoint_url"] = f"file://{tmp_path}/state"
+    path.write_text(config.to_toml(spelled | others))
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "stream_forecaster", "run", "--config", path],
+        env=os.environ | {"STREAM_FORECASTER__KAFKA__SASL_PLAIN_PASSWORD_FILE": str(secret)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            first = process.stderr.readline()
+            port = json.loads(first)["http_port"]
+            give_up_s = time.monotonic() + 40
+            while not list(read_topic(plain, plain.output.dead_letter_topic)):
+                assert time.monotonic() < give_up_s, "nothing is published"
+                time.sleep(0.2)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+                metrics = reply.read()
+            process.terminate()
+            out, log = process.communicate(timeout=30)
+        finally:
+            process.kill()
+
+    assert process.returncode == 0
+    assert b'"kafka connected"' in log
+    assert {r.key for r in read_topic(plain, plain.output.topic)} == {b"walter-4711"}
+    for said in (out, first + log, metrics):
+        assert PASSWORDS["ann"].encode() not in said
+        assert b"walter" not in said
 
 
 def assert_failed(code: int, log: list[dict[str, Any]], *says: str) -> None:
