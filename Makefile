@@ -15,7 +15,7 @@ BIN := .venv/bin
 PIP_FLAGS := --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test chaos lint bench lock clean
 
 help: ## this list
 	@echo "stream-forecaster: calibrated forecasts for every key of a Kafka topic, exactly once."
@@ -28,6 +28,9 @@ demo: .venv/installed ## simulated users, a broker and the real service, live in
 
 test: .venv/installed ## all tests; on Apache Kafka too where KAFKA_HOME names one
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: .venv/installed ## kill, stop and cut off workers and broker for five minutes, then compare
+	PYTHONPATH=tests $(BIN)/python tests/chaos $(ARGS)
 
 lint: .venv/installed ## ruff and mypy, as CI runs them
 	$(BIN)/ruff check

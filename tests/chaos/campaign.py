@@ -1,44 +1,40 @@
 """A crash campaign: real workers on a real broker, killed and stopped, against a quiet run.
 
 Workers are `stream-forecaster run` processes of one group. While events flow they are killed (-9)
-at random and from inside their transactions, stopped past the session time-out and continued, and
-the broker is killed and restarted. Every forecast depends on its key's whole history, so an event
-lost or counted twice shows in everything after it. In the end the committed output, read by another
-client, must be what an undisturbed shard makes of the input log: no id twice, none missing, none
-with other bytes.
+at random and from inside their transactions, stopped past the session time-out and continued (also
+inside a transaction), told to end, and made more and fewer; requests fail; and the broker is killed
+and restarted. In the end the committed output must be what an undisturbed shard makes of the input
+log (`verdict`).
 """
 
-import os
+import itertools
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from brokers import Served, unique
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer
+from crew import Crew
+from faults import Faults
+from verdict import Topics, Verdict, judge
 
 from stream_forecaster import config
-from stream_forecaster.calendar import Calendar
+from stream_forecaster.config import Settings
 from stream_forecaster.edge.topics import create_topics
-from stream_forecaster.forecasts import Encoder
-from stream_forecaster.records import Records
-from stream_forecaster.shard import Shard
 
-_WORKER = Path(__file__).parent / "doomed_worker.py"
 _TICK_S = 0.02
+_WATCH_EVERY = 20
 _EVENTS_PER_TICK = 40
 _USERS_PER_PARTITION = 8
 _EVENT_TIME_SPEED = 240
 """Event time runs so much faster than the clock: four one-minute hops a second."""
-_DRAINED_WITHIN_S = 120.0
-_STOPPED_WITHIN_S = 30.0
+_FAULTY_SHARE = 0.002
+_DRAINED_WITHIN_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +44,32 @@ class Plan:
     Attributes:
         seconds: how long events flow.
         seed: everything random follows from it (but the scheduling of processes).
-        kills, stops, broker_kills: how many of each, spread over the time.
-        doom: probability that a transaction is a worker's last.
+        kills, stops, ends, broker_kills: how many from outside, spread over the time; an end is a
+            SIGTERM, after which the worker is started anew.
+        scalings: how often the number of workers changes, between one and all.
+        deaths, self_stops: how probable it is of a transaction that its worker dies or stops in it.
+        stop_at: the one moment at which they stop themselves; "": any (see `doomed_worker`).
+        stop_s: how long a stop lasts, between these two; sessions run out after two seconds.
+        faults: how probable it is of a request that it fails.
         workers, partitions: how many.
+        mistake: what to put back into the workers' code (see `doomed_worker`).
     """
 
     seconds: float
     seed: int = 0
-    kills: int = 10
-    stops: int = 5
+    kills: int = 0
+    stops: int = 0
+    ends: int = 0
     broker_kills: int = 0
-    doom: float = 0.01
-    workers: int = 2
-    partitions: int = 4
+    scalings: int = 0
+    deaths: float = 0.0
+    self_stops: float = 0.0
+    stop_at: str = ""
+    stop_s: tuple[float, float] = (2.2, 7.0)
+    faults: float = 0.0
+    workers: int = 3
+    partitions: int = 8
+    mistake: str = ""
 
 
 @dataclass
@@ -68,136 +77,110 @@ class Outcome:
     """What came of it.
 
     Attributes:
-        expected: messages of an undisturbed run.
-        duplicate, missing, unexpected, wrong: against them, by id; wrong has other bytes.
+        verdict: on the output; None until all is over.
         offsets_back: how often a committed offset was seen to go back.
-        kills, stops, broker_kills: done from outside.
-        deaths: from inside, by moment.
-        exits: exit codes of workers that ended by themselves.
-        events, dead_letters, aborted: records in, rejects out, and output records that
-            read_committed readers never saw.
+        done: strikes from outside, by name; moments at which workers killed or stopped themselves.
+        faults: requests that failed, by name.
+        exits: exit codes of workers.
+        recovered_s: from each strike until every partition was committed further, seconds.
     """
 
-    expected: int = 0
-    duplicate: int = 0
-    missing: int = 0
-    unexpected: int = 0
-    wrong: int = 0
+    verdict: Verdict | None = None
     offsets_back: int = 0
-    kills: int = 0
-    stops: int = 0
-    broker_kills: int = 0
-    deaths: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
     exits: Counter[int] = field(default_factory=Counter)
-    events: int = 0
-    dead_letters: int = 0
-    aborted: int = 0
+    recovered_s: list[float] = field(default_factory=list)
 
     @property
     def flawless(self) -> bool:
         """Nothing lost, nothing doubled, nothing different, nothing taken back."""
-        flaws = (self.duplicate, self.missing, self.unexpected, self.wrong, self.offsets_back)
-        return self.expected > 0 and not any(flaws)
+        return self.verdict is not None and self.verdict.flawless and not self.offsets_back
+
+    def inside(self, what: str) -> int:
+        """How often workers "killed" or "stopped" themselves."""
+        return sum(n for moment, n in self.done.items() if moment.startswith(f"{what} "))
 
 
 class Campaign:
     """One campaign on one broker, in one directory."""
 
-    def __init__(self, broker: Served, directory: Path, plan: Plan) -> None:
-        self._broker, self._directory, self._plan = broker, directory, plan
+    def __init__(
+        self, broker: Served, directory: Path, plan: Plan, faults: Faults | None = None
+    ) -> None:
+        """Stand ready; `faults` are those that stand before the broker."""
+        self._broker, self._plan, self._faults = broker, plan, faults
         self._random = random.Random(plan.seed)
         self._outcome = Outcome()
-        self._workers: list[subprocess.Popen[bytes] | None] = [None] * plan.workers
-        self._stopped_until: dict[int, float] = {}
-        self._started = 0
-        self._last_offsets: dict[int, int] = {}
-        self._rejected: set[tuple[bytes, bytes]] = set()
-        name = unique("chaos")
-        self._settings = config.parse(
-            {
-                "kafka": {
-                    "bootstrap_servers": broker.bootstrap,
-                    "group_id": name,
-                    "session_timeout": "2s",
-                    # longer than the broker is away, or a restarted one may leave it hanging
-                    "transaction_timeout": "20s",
-                },
-                "input": {"topic": f"{name}.in", "allowed_lateness": "30s", "max_ahead": "30d"},
-                "output": {
-                    "topic": f"{name}.out",
-                    "dead_letter_topic": f"{name}.dead",
-                    "quantiles": [0.1, 0.5, 0.9],
-                    "publish": "every_hop",
-                },
-                # Commits are to be many: with the network a worker on a busy core makes few.
-                "model": {"network": False},
-                "resolutions": [
-                    {"step": "1m", "context": 10, "horizon": 4},
-                    {"step": "10m", "context": 6, "horizon": 2},
-                ],
-                "state": {
-                    "checkpoint_url": f"file://{directory}/checkpoints",
-                    "checkpoint_interval": "1s",
-                },
-                "http": {"port": 0},
-            }
-        )
+        self._settings = _settings(broker.bootstrap, directory)
+        self._topics = Topics(broker.bootstrap, plan.partitions)
+        self._crew = Crew(self._settings, directory, plan.seed)
+        self._offsets: dict[int, int] = {}
+        self._struck: list[tuple[float, dict[int, int]]] = []
 
-    def run(self) -> Outcome:
-        """Carry out the plan and compare."""
+    def run(self, progress: Callable[[float], object] = lambda _: None) -> Outcome:
+        """Carry out the plan and compare.
+
+        Args:
+            progress: is told now and then how many seconds of the plan have passed.
+
+        Raises:
+            TimeoutError: the workers do not come to an end in peace.
+        """
         create_topics(self._settings, self._plan.partitions)
         try:
-            self._disturb()
+            self._disturb(progress)
             self._drain()
         finally:
-            for worker in self._workers:
-                if worker is not None:
-                    worker.send_signal(signal.SIGCONT)
-                    worker.kill()
-                    worker.wait()
-        self._compare()
-        return self._outcome
+            self._crew.let_go()
+        outcome = self._outcome
+        outcome.exits = self._crew.exits
+        outcome.done += self._crew.moments()
+        if self._faults:
+            outcome.faults = self._faults.drawn
+        outcome.verdict = judge(self._broker.bootstrap, self._settings, self._plan.partitions)
+        return outcome
 
     # -- the load and the misfortunes ------------------------------------------------------------
 
-    def _disturb(self) -> None:
-        plan, begin = self._plan, time.monotonic()
-        producer = Producer(
-            {
-                "bootstrap.servers": self._broker.bootstrap,
-                "enable.idempotence": True,
-                "linger.ms": 5,
-                "log_level": 0,
-            }
-        )
+    def _disturb(self, progress: Callable[[float], object]) -> None:
+        plan, crew, begin = self._plan, self._crew, time.monotonic()
+        crew.wanted, crew.mistake = plan.workers, plan.mistake
+        crew.deaths, crew.stops = plan.deaths, plan.self_stops
+        crew.stop_at, crew.stop_s = plan.stop_at, plan.stop_s
+        self._set_faults(plan.faults)
+        producer, committed = self._producer(), self._topics.consumer(self._group)
         schedule = self._schedule()
-        committed = self._committed_reader()
         events_ms = int(time.time() * 1000) - int(plan.seconds + 60) * 1000 * _EVENT_TIME_SPEED
-        tick = 0
-        while (elapsed := time.monotonic() - begin) < plan.seconds:
+        for tick in itertools.count():
+            elapsed = time.monotonic() - begin
+            if elapsed >= plan.seconds:
+                break
             now_ms = events_ms + int(elapsed * 1000 * _EVENT_TIME_SPEED)
             for _ in range(_EVENTS_PER_TICK):
                 self._produce(producer, now_ms)
             producer.poll(0)
-            self._tend_workers(doom=plan.doom)
+            crew.tend()
             if schedule and schedule[0][0] < elapsed and self._strike(schedule[0][1]):
                 del schedule[0]
-            tick += 1
-            if tick % 50 == 0:
-                self._watch_offsets(committed)
+            if tick % _WATCH_EVERY == 0:
+                self._watch(committed)
+                progress(elapsed)
             time.sleep(_TICK_S)
         producer.flush(60)
         committed.close()
 
     def _schedule(self) -> list[tuple[float, str]]:
         """When to do what: evenly spread, with some jitter, after a quiet start."""
-        plan = self._plan
-        strikes = []
-        for what, times in (
-            ("kill", plan.kills),
-            ("stop", plan.stops),
-            ("broker", plan.broker_kills),
-        ):
+        plan, strikes = self._plan, []
+        wanted = {
+            "kill": plan.kills,
+            "stop": plan.stops,
+            "end": plan.ends,
+            "broker": plan.broker_kills,
+            "scale": plan.scalings,
+        }
+        for what, times in wanted.items():
             span = plan.seconds * 0.9 / max(times, 1)
             strikes += [
                 (plan.seconds * 0.08 + span * (i + self._random.random()), what)
@@ -206,69 +189,43 @@ class Campaign:
         return sorted(strikes)
 
     def _strike(self, what: str) -> bool:
-        """Do it; False if no worker is there to be struck just now."""
-        if what == "broker":
-            broker: Any = self._broker
-            broker.kill()
-            time.sleep(self._random.uniform(0, 1))
-            broker.restart()
-            self._outcome.broker_kills += 1
-            return True
-        running = [
-            i
-            for i, worker in enumerate(self._workers)
-            if worker is not None and worker.poll() is None and i not in self._stopped_until
-        ]
-        if not running:
-            return False
-        victim = self._random.choice(running)
-        worker = self._workers[victim]
-        assert worker is not None
-        if what == "kill":
-            worker.kill()
-            self._outcome.kills += 1
-        else:
-            worker.send_signal(signal.SIGSTOP)
-            self._stopped_until[victim] = time.monotonic() + self._random.uniform(2.5, 6)
-            self._outcome.stops += 1
+        """Do it; False if there is nobody to be struck just now."""
+        match what:
+            case "broker":
+                broker: Any = self._broker
+                broker.kill()
+                time.sleep(self._random.uniform(0, 1))
+                broker.restart()
+            case "scale":
+                self._crew.wanted = 1 if self._crew.wanted > 1 else self._plan.workers
+            case _:
+                signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "end": signal.SIGTERM}
+                if not self._crew.strike(signals[what]):
+                    return False
+        self._outcome.done[what] += 1
+        self._struck.append((time.monotonic(), dict(self._offsets)))
         return True
 
-    def _tend_workers(self, doom: float) -> None:
-        """Continue those stopped for long enough, start those that are gone."""
-        for i, until in list(self._stopped_until.items()):
-            if time.monotonic() > until:
-                del self._stopped_until[i]
-                worker = self._workers[i]
-                if worker is not None and worker.poll() is None:
-                    worker.send_signal(signal.SIGCONT)
-        for i, worker in enumerate(self._workers):
-            if worker is not None and worker.poll() is None:
-                continue
-            if worker is not None:
-                self._outcome.exits[worker.returncode] += 1
-            self._workers[i] = self._start(i, doom)
+    def _set_faults(self, probability: float) -> None:
+        if self._faults:
+            self._faults.probability = probability
 
-    def _start(self, i: int, doom: float) -> subprocess.Popen[bytes]:
-        self._started += 1
-        settings = self._directory / "settings.toml"
-        settings.write_text(config.to_toml(config.redacted(self._settings)))
-        environment = {
-            **os.environ,
-            "STREAM_FORECASTER__KAFKA__INSTANCE_ID": f"worker-{i}",
-            "DOOM_PROBABILITY": str(doom),
-            "DOOM_SEED": str(self._plan.seed * 1_000_003 + self._started),
-            "DOOM_LOG": str(self._directory / "deaths"),
-        }
-        command = [sys.executable, str(_WORKER), "run", "--config", str(settings)]
-        with (self._directory / f"worker-{i}.log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    def _producer(self) -> Producer:
+        return Producer(
+            {
+                "bootstrap.servers": self._broker.bootstrap,
+                "enable.idempotence": True,
+                "linger.ms": 5,
+                "log_level": 0,
+            }
+        )
 
     def _produce(self, producer: Producer, now_ms: int) -> None:
         partition = self._random.randrange(self._plan.partitions)
         user = f"p{partition}-{self._random.randrange(_USERS_PER_PARTITION)}"
         time_ms = now_ms - self._random.randrange(60_000)
         value = f'{{"user_id":"{user}","ts":{time_ms}}}'
-        if self._random.random() < 0.002:
+        if self._random.random() < _FAULTY_SHARE:
             value = value[:-9]
         while True:
             try:
@@ -280,137 +237,77 @@ class Campaign:
 
     # -- the group's offsets -----------------------------------------------------------------------
 
-    def _committed_reader(self) -> Consumer:
-        return Consumer(
-            {
-                "bootstrap.servers": self._broker.bootstrap,
-                "group.id": self._settings.kafka.group_id,
-                "log_level": 0,
-            }
-        )
+    @property
+    def _group(self) -> str:
+        return self._settings.kafka.group_id
 
-    def _partitions(self, topic: str) -> list[TopicPartition]:
-        return [TopicPartition(topic, p) for p in range(self._plan.partitions)]
-
-    def _watch_offsets(self, reader: Consumer) -> dict[int, int]:
+    def _watch(self, reader: Consumer) -> dict[int, int]:
+        """The group's offsets now; {} if nobody says."""
         try:
-            found = reader.committed(self._partitions(self._settings.input.topic), timeout=2)
+            found = reader.committed(self._topics.partitions(self._settings.input.topic), timeout=2)
         except Exception:  # noqa: BLE001  (the broker may be down just now)
             return {}
         offsets = {tp.partition: tp.offset for tp in found if tp.offset >= 0}
-        last = self._last_offsets
-        self._outcome.offsets_back += sum(o < last.get(p, 0) for p, o in offsets.items())
-        last |= offsets
+        self._outcome.offsets_back += sum(o < self._offsets.get(p, 0) for p, o in offsets.items())
+        self._offsets |= offsets
+        for struck in list(self._struck):
+            moment, then = struck
+            if len(offsets) == self._plan.partitions and all(
+                offset > then.get(p, -1) for p, offset in offsets.items()
+            ):
+                self._outcome.recovered_s.append(time.monotonic() - moment)
+                self._struck.remove(struck)
         return offsets
 
     def _drain(self) -> None:
         """Let the workers finish in peace, then stop them as an orchestrator would."""
-        for i in list(self._stopped_until):
-            self._stopped_until[i] = 0.0
-        for worker in self._workers:
-            if worker is not None and worker.poll() is None:
-                worker.send_signal(signal.SIGCONT)
-                worker.kill()
-                worker.wait()
-        reader = self._committed_reader()
+        crew = self._crew
+        self._set_faults(0.0)
+        crew.let_go()
+        crew.wanted, crew.deaths, crew.stops = self._plan.workers, 0.0, 0.0
+        reader = self._topics.consumer(self._group)
         ends = {
             tp.partition: reader.get_watermark_offsets(tp, timeout=10)[1]
-            for tp in self._partitions(self._settings.input.topic)
+            for tp in self._topics.partitions(self._settings.input.topic)
         }
         deadline = time.monotonic() + _DRAINED_WITHIN_S
-        while self._watch_offsets(reader) != ends:
+        while self._watch(reader) != ends:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the workers do not get to {ends}: see {self._directory}")
-            self._tend_workers(doom=0.0)
+                raise TimeoutError(f"the workers do not get from {self._offsets} to {ends}")
+            crew.tend()
             time.sleep(0.2)
         reader.close()
-        for worker in self._workers:
-            if worker is not None:
-                worker.send_signal(signal.SIGTERM)
-        for i, worker in enumerate(self._workers):
-            if worker is not None:
-                self._outcome.exits[worker.wait(_STOPPED_WITHIN_S)] += 1
-                self._workers[i] = None
+        crew.end()
 
-    # -- the verdict -------------------------------------------------------------------------------
 
-    def _compare(self) -> None:
-        outcome = self._outcome
-        deaths = self._directory / "deaths"
-        outcome.deaths.update(deaths.read_text().splitlines() if deaths.exists() else ())
-        expected = dict(self._expected())
-        outcome.expected = len(expected)
-        found: dict[str, bytes | None] = {}
-        for record in self._read(self._settings.output.topic):
-            identity = dict(record.headers())["ce_id"].decode()
-            outcome.duplicate += identity in found
-            found[identity] = record.value()
-        outcome.missing = len(expected.keys() - found.keys())
-        outcome.unexpected = len(found.keys() - expected.keys())
-        outcome.wrong = sum(found[i] != expected[i] for i in expected.keys() & found.keys())
-        outcome.aborted = sum(
-            1 for _ in self._read(self._settings.output.topic, "read_uncommitted")
-        ) - (len(found) + outcome.duplicate)
-        self._compare_dead_letters()
-
-    def _compare_dead_letters(self) -> None:
-        headers = (dict(r.headers()) for r in self._read(self._settings.output.dead_letter_topic))
-        seen = Counter(
-            (h["__streams.errors.partition"], h["__streams.errors.offset"]) for h in headers
-        )
-        self._outcome.dead_letters = len(seen)
-        self._outcome.duplicate += sum(n - 1 for n in seen.values())
-        self._outcome.missing += len(self._rejected - seen.keys())
-        self._outcome.unexpected += len(seen.keys() - self._rejected)
-
-    def _expected(self) -> Iterator[tuple[str, bytes | None]]:
-        """What an undisturbed run makes of the input log as the broker has it."""
-        records: dict[int, list[Any]] = {p: [] for p in range(self._plan.partitions)}
-        for record in self._read(self._settings.input.topic):
-            records[record.partition()].append(record)
-        encoder = Encoder(self._settings)
-        for partition, rows in records.items():
-            self._outcome.events += len(rows)
-            shard = Shard(self._settings, Calendar("UTC"), partition, 0)
-            columns = Records(
-                partition,
-                np.array([row.offset() for row in rows], np.int64),
-                np.array([row.timestamp()[1] for row in rows], np.int64),
-                [row.key() for row in rows],
-                [row.value() for row in rows],
-                len(rows),
-            )
-            turn = shard.advance(columns)
-            for rejected in turn.rejects:
-                self._rejected.add((b"%d" % partition, b"%d" % rejected.offset))
-            for message in encoder.output(turn.output):
-                yield dict(message.headers)["ce_id"].decode(), message.value
-
-    def _read(self, topic: str, isolation: str = "read_committed") -> Iterator[Any]:
-        """All records of a topic, by an independent client."""
-        consumer = Consumer(
-            {
-                "bootstrap.servers": self._broker.bootstrap,
-                "group.id": "reader",
-                "isolation.level": isolation,
-                "enable.auto.commit": False,
-                "enable.partition.eof": True,
-                "auto.offset.reset": "earliest",
-                "check.crcs": True,
-                "log_level": 0,
-            }
-        )
-        try:
-            consumer.assign([TopicPartition(topic, p, 0) for p in range(self._plan.partitions)])
-            ended: set[int] = set()
-            while len(ended) < self._plan.partitions:
-                for record in consumer.consume(10_000, 1.0):
-                    error = record.error()
-                    if error is None:
-                        yield record
-                    elif error.code() == KafkaError._PARTITION_EOF:
-                        ended.add(record.partition() or 0)
-                    else:
-                        raise RuntimeError(str(error))
-        finally:
-            consumer.close()
+def _settings(bootstrap: str, directory: Path) -> Settings:
+    name = unique("chaos")
+    return config.parse(
+        {
+            "kafka": {
+                "bootstrap_servers": bootstrap,
+                "group_id": name,
+                "session_timeout": "2s",
+                # longer than the broker is away, or a restarted one may leave it hanging
+                "transaction_timeout": "20s",
+            },
+            "input": {"topic": f"{name}.in", "allowed_lateness": "30s", "max_ahead": "30d"},
+            "output": {
+                "topic": f"{name}.out",
+                "dead_letter_topic": f"{name}.dead",
+                "quantiles": [0.1, 0.5, 0.9],
+                "publish": "every_hop",
+            },
+            # Commits are to be many: with the network a worker on a busy core makes few.
+            "model": {"network": False},
+            "resolutions": [
+                {"step": "1m", "context": 10, "horizon": 4},
+                {"step": "10m", "context": 6, "horizon": 2},
+            ],
+            "state": {
+                "checkpoint_url": f"file://{directory}/checkpoints",
+                "checkpoint_interval": "1s",
+            },
+            "http": {"port": 0},
+        }
+    )

@@ -1,7 +1,11 @@
-"""`stream-forecaster run` that kills itself, now and then, at the worst moments.
+"""`stream-forecaster run` that kills or stops itself, now and then, at the worst moments.
 
-Started by the campaign with DOOM_PROBABILITY (per transaction), DOOM_SEED and DOOM_LOG, a file that
-gets a line for each death. The arguments are the command's own.
+Started by the crew with DOOM_SEED, DOOM_LOG (a file that gets a line for each moment), and how
+probable it is of a transaction that the worker dies in it (DOOM_DEATHS) or stops (DOOM_STOPS): it
+raises SIGSTOP and waits for somebody to continue it, as if the machine had gone to sleep; at any
+moment there is, or always at DOOM_STOP_AT.
+DOOM_MISTAKE names a mistake that is put into the code, to see that the campaign finds it. The
+arguments are the command's own.
 """
 
 import os
@@ -10,13 +14,15 @@ import runpy
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 from kafka import KafkaProducer
 
+from stream_forecaster import recovery
 from stream_forecaster.edge import kafka, publisher, store
 
-_MOMENTS = (
+_DEATHS = (
     "between sends",
     "before offsets",
     "after offsets",
@@ -24,29 +30,47 @@ _MOMENTS = (
     "after commit",
     "during checkpoint",
 )
+STOPS = ("before membership is checked", "before offsets", "after offsets")
 _LONGEST_COMMIT_S = 0.03
+_LONGEST_REPLAY_S = 0.3
+_RARER_IN_REPLAY = 8
+"""A worker replays each of its partitions when it starts: it has to come through now and then."""
 _MOST_SENDS = 8
+_LOOKS_AROUND_S = 1.0
+"""A worker that is continued learns from a heartbeat that it was given up, before it goes on."""
 
 
 class Doom:
-    """Decides, at the start of every transaction, whether and where it will be the last."""
+    """Decides, at the start of every transaction, what will happen in it, and when."""
 
     def __init__(self) -> None:
         self._random = random.Random(int(os.environ["DOOM_SEED"]))
-        self._probability = float(os.environ["DOOM_PROBABILITY"])
-        self._moment = ""
+        self._deaths = float(os.environ["DOOM_DEATHS"])
+        self._stops = float(os.environ["DOOM_STOPS"])
+        only = os.environ["DOOM_STOP_AT"]
+        self._stop_moments = (only,) if only else STOPS
+        self._death = self._stop = ""
         self._sends_left = 0
 
     def draw(self) -> None:
         """A transaction begins."""
-        doomed = self._random.random() < self._probability
-        self._moment = self._random.choice(_MOMENTS) if doomed else ""
+        self._death = self._drawn(self._deaths, _DEATHS)
+        self._stop = self._drawn(self._stops, self._stop_moments)
         self._sends_left = self._random.randrange(_MOST_SENDS)
 
+    def _drawn(self, probability: float, moments: tuple[str, ...]) -> str:
+        moment = self._random.choice(moments)
+        return moment if self._random.random() < probability else ""
+
     def at(self, moment: str) -> None:
-        """Die if this is the moment."""
-        if self._moment == moment:
+        """Die or stop if this is the moment."""
+        if self._death == moment:
             self._die()
+        if self._stop == moment:
+            self._stop = ""
+            _note(f"stopped {moment}")
+            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(_LOOKS_AROUND_S)
 
     def at_send(self) -> None:
         """Die after as many sends as were drawn."""
@@ -56,14 +80,24 @@ class Doom:
 
     def soon(self, moment: str) -> None:
         """Die within the next few milliseconds if this is the moment."""
-        if self._moment == moment:
+        if self._death == moment:
             delay_s = self._random.random() * _LONGEST_COMMIT_S
             threading.Timer(delay_s, self._die).start()
 
+    def at_replay(self) -> None:
+        """A checkpoint was read: perhaps die while what follows it is replayed."""
+        if self._random.random() < self._deaths / _RARER_IN_REPLAY:
+            self._death = "during replay"
+            threading.Timer(self._random.random() * _LONGEST_REPLAY_S, self._die).start()
+
     def _die(self) -> None:
-        with open(os.environ["DOOM_LOG"], "a") as log:  # noqa: PTH123  (no time for more)
-            log.write(f"{self._moment}\n")
+        _note(f"killed {self._death}")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _note(what: str) -> None:
+    with open(os.environ["DOOM_LOG"], "a") as log:  # noqa: PTH123  (no time for more)
+        log.write(f"{what}\n")
 
 
 doom = Doom()
@@ -79,13 +113,12 @@ class DoomedProducer(KafkaProducer):  # type: ignore[misc]  # the library has no
 
 
 class DoomedPublisher(publisher.Publisher):
-    """The real publisher, with death around each step of a transaction."""
+    """The real publisher, with doom around each step of a transaction."""
 
     _answers = 0
 
     def transact(self, *args: Any) -> None:
         """As the publisher's."""
-        doom.draw()
         self._answers = 0
         super().transact(*args)
         doom.at("after commit")
@@ -105,18 +138,66 @@ class DoomedPublisher(publisher.Publisher):
             super()._await(*args)
 
 
+class DoomedTransport(kafka.KafkaTransport):
+    """The real transport, with doom between a poll and the commit of what it brought."""
+
+    def commit(self, *args: Any) -> None:
+        """As the transport's."""
+        doom.draw()
+        doom.at("before membership is checked")
+        super().commit(*args)
+
+
 class DoomedStore(store.CheckpointStore):
-    """The real store, with death while it writes."""
+    """The real store, with death while it writes, and soon after it was read."""
 
     def save(self, partition: int, offset: int, data: bytes) -> None:
         """As the store's."""
         doom.soon("during checkpoint")
         super().save(partition, offset, data)
 
+    def load(self, partition: int, offset: int) -> bytes:
+        """As the store's."""
+        data = super().load(partition, offset)
+        doom.at_replay()
+        return data
+
+
+class ReusingPublisher(DoomedPublisher):
+    """The mistake of keeping a producer whose transaction has failed."""
+
+    def discard(self) -> None:
+        """Abort and go on, as the client's documentation has it."""
+        try:
+            self._producer.abort_transaction()
+        except Exception:  # noqa: BLE001  (then there is no way but the right one)
+            super().discard()
+
+
+class LateTransport(DoomedTransport):
+    """The mistake of asking for the membership when the commit is made."""
+
+    def _check_membership(self, offsets: Any) -> None:
+        del offsets
+        self._membership = self._consumer.group_metadata()
+
+
+def _put_in_place(mistake: str) -> None:
+    """The doomed parts instead of the real ones, one of them with a mistake."""
+    late, reused = mistake == "late membership", mistake == "reused producer"
+    parts: dict[tuple[Any, str], Any] = {
+        (publisher, "KafkaProducer"): DoomedProducer,
+        (kafka, "Publisher"): ReusingPublisher if reused else DoomedPublisher,
+        (kafka, "KafkaTransport"): LateTransport if late else DoomedTransport,
+        (store, "CheckpointStore"): DoomedStore,
+    }
+    if mistake == "loud replay":  # what was published before the crash is published again
+        parts[recovery.Recovered, "spoken"] = property(lambda found: found.shard.offset)
+    for (owner, name), part in parts.items():
+        setattr(owner, name, part)
+
 
 if __name__ == "__main__":
-    setattr(publisher, "KafkaProducer", DoomedProducer)  # noqa: B010  (mypy would mind, rightly)
-    setattr(kafka, "Publisher", DoomedPublisher)  # noqa: B010
-    setattr(store, "CheckpointStore", DoomedStore)  # noqa: B010
+    _put_in_place(os.environ["DOOM_MISTAKE"])
     sys.argv[0] = "stream-forecaster"
     runpy.run_module("stream_forecaster", run_name="__main__")
