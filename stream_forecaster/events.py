@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from stream_forecaster.calendar import EARLIEST_MS, LATEST_MS, Calendar
 from stream_forecaster.config import Input
-from stream_forecaster.records import Records
+from stream_forecaster.records import Headers, Records
 
 LARGEST_VALUE = 1e15
 """Larger magnitudes are rejected: their squares would not survive single precision."""
@@ -56,6 +56,7 @@ class Reject:
 
     Attributes:
         detail: for a person; at most 200 characters.
+        time_ms: the record's own time, epoch ms; -1 where unknown.
     """
 
     partition: int
@@ -64,6 +65,8 @@ class Reject:
     detail: str
     key: bytes | None
     value: bytes | None
+    time_ms: int = -1
+    headers: Headers = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,13 +291,16 @@ class EventDecoder:
 
 def reject(records: Records, row: int, reason: Reason, detail: str) -> Reject:
     """The record in `row` as a reject."""
+    offset = int(records.offset[row])
     return Reject(
         records.partition,
-        int(records.offset[row]),
+        offset,
         reason,
         detail[:_DETAIL_CHARACTERS],
         records.key[row],
         records.value[row],
+        int(records.time_ms[row]),
+        records.headers.get(offset, ()),
     )
 
 

@@ -28,8 +28,8 @@ from stream_forecaster.edge.topics import EventWriter, create_topics, describe_t
 from stream_forecaster.synth import Population
 
 VERBS = frozenset(
-    """run demo check topics simulate replay backtest fit pretrain plan tail state config schema
-    version""".split()  # noqa: SIM905  (a list of words reads better)
+    """run demo check topics simulate replay backtest fit pretrain plan tail state dlq config
+    schema version""".split()  # noqa: SIM905  (a list of words reads better)
 )
 MINUTE_MS = 60_000
 WAITS_S = 20.0

@@ -382,6 +382,7 @@ def _columns(partition: int, records: Sequence[Any], next_offset: int) -> Record
         key=list(map(attrgetter("key"), records)),
         value=list(map(attrgetter("value"), records)),
         next_offset=next_offset,
+        headers={r.offset: tuple(r.headers) for r in records if r.headers},
     )
 
 
