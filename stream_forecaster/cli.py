@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="stream-forecaster")
     except StreamForecasterError as error:
-        typer.echo(f"error: {error}", err=True)
+        # Names that the system hands over need not be text.
+        typer.echo(f"error: {error}".encode(errors="backslashreplace").decode(), err=True)
         sys.exit(error.exit_code)
     except Exception:  # noqa: BLE001  (the outermost one: whatever it is, it is a bug of ours)
         traceback.print_exc()
