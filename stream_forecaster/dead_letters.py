@@ -10,7 +10,8 @@ after them, in headers named as Kafka Streams names its own (KIP-1034) and two o
     stream_forecaster.replays    how often the record has been resent; absent: never
 
 Names may repeat, and the last one counts, so a record that came with such headers keeps them. A
-header without a value comes out with an empty one, since the client writes no others.
+header without a value comes out with an empty one, since the client writes no others; a name that
+is not UTF-8 has been spelled out when it was read.
 """
 
 from collections import Counter

@@ -4,12 +4,15 @@ On each broker in turn.
 """
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import raw
 import structlog
-from brokers import Served, unique
+from brokers import Served, Wire, unique
+from kafka.record.default_records import DefaultRecordBatch
 from prometheus_client import CollectorRegistry
 
 from stream_forecaster import config
@@ -132,6 +135,24 @@ def test_after_the_fix_nothing_is_lost_or_doubled(poisoned: Pipeline) -> None:
     assert poisoned.input_numbers() == sorted([*range(60), *range(40, 60)])
     dead = list(read_topic(poisoned.settings, poisoned.settings.output.dead_letter_topic))
     assert sorted(int(dict(r.headers)["trace"] or b"") for r in dead) == list(range(40, 60))
+
+
+def test_a_header_name_that_is_not_utf_8_stops_nothing(
+    poisoned: Pipeline, broker: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is rejected like any other, and what follows it is counted."""
+    monkeypatch.setattr(DefaultRecordBatch, "_read_msg", DefaultRecordBatch._read_msg)
+    with closing(Wire(broker.bootstrap)) as wire:
+        code, _ = raw.produce(wire, poisoned.settings.input.topic, raw.with_odd_header(b"junk"))
+    poisoned.write("user_id", range(60, 70))
+
+    counted = poisoned.serve()
+
+    assert code == 0
+    assert counted == (50, 21)
+    dead = read_topic(poisoned.settings, poisoned.settings.output.dead_letter_topic)
+    (letter,) = [record for record in dead if record.value == b"junk"]
+    assert letter.headers[:2] == ((r"\xff\xfe", b"1"), ("none", b""))
 
 
 def test_without_a_fix_the_loop_ends(poisoned: Pipeline) -> None:
