@@ -1,7 +1,8 @@
 """The command line: builds the parts from the settings, and prints.
 
     run · demo                                  the service; the whole line on this machine
-    check · topics · simulate · tail · dlq      beside a running service
+    check · topics · simulate · tail            beside a running service
+    dlq · forget                                records to send again, keys to erase
     replay · backtest                           events from files
     fit · pretrain                              the weights that the network starts from
     plan · state · config · schema · version    to look things up
@@ -256,6 +257,36 @@ def tail(
                 live.update(shown.render(out.height - 6))
             else:
                 console.print_line(out, console.tail_json(record))
+    return OK
+
+
+@app.command()
+@with_settings
+def forget(
+    settings: Settings,
+    *,
+    key: Annotated[str, typer.Argument(help="As forecasts show it.", show_default=False)],
+) -> int:
+    """Have the service forget a key: its state, and by a tombstone its forecasts.
+
+    Writes the key without a value to every partition of the input topic. Each process erases the
+    key from its state when it reads that, now or when it next runs, publishes a tombstone of it on
+    the output topic, which compaction turns into nothing, and saves checkpoints without it. Three
+    checkpoints are kept of each partition: the key is gone from all of them when three more have
+    been saved, after three times state.checkpoint_interval, or later where no records come.
+
+    What stays: the key's records in the input and dead-letter topics, until those topics' own
+    retention; and what models shared by all keys have learned, which names no key. Events of the
+    key that come later make it known again.
+    """
+    with topics.EventWriter(settings) as writer:
+        partitions = writer.forget(key.encode())
+    interval_s = settings.state.checkpoint_interval_ms / 1_000
+    console.print_line(
+        Console(),
+        f"{partitions} partitions of {settings.input.topic} are told to forget {key}; gone from "
+        f"all checkpoints after three more, {3 * interval_s:g} s if records keep coming",
+    )
     return OK
 
 

@@ -174,6 +174,20 @@ class Kafka(_Section):
     ssl_check_hostname: bool = True
 
     @model_validator(mode="after")
+    def _certificates_fit_protocol(self) -> Self:
+        named = [
+            name
+            for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile", "ssl_ciphers")
+            if getattr(self, name)
+        ]
+        if named and not self.security_protocol.endswith("SSL"):
+            raise ValueError(
+                f"{named[0]} is not used by security_protocol = "
+                f'"{self.security_protocol}", which is not encrypted: set "SSL" or "SASL_SSL"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _credentials_fit_protocol(self) -> Self:
         wanted = self.security_protocol.startswith("SASL_")
         if wanted and not self.sasl_mechanism:
@@ -430,7 +444,7 @@ def from_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """`section.key=value`, as the command line has them, as a nested mapping; the last one wins.
 
     Raises:
-        ConfigError: one is not an assignment, or names no setting.
+        ConfigError: one is not an assignment, names no setting, or holds a secret.
     """
     nested: dict[str, Any] = {}
     for assignment in assignments:
@@ -438,8 +452,23 @@ def from_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         path = tuple(name.strip().split("."))
         if not equals or (len(path) < 2 and path[0] not in Settings.model_fields):
             raise ConfigError(f"--set {name}: write section.key=value")
-        _merge(nested, _nest(path, _value(f"--set {name}", path, text)))
+        assigned = _nest(path, _value(f"--set {name}", path, text))
+        for section, setting in _secrets(assigned):
+            raise ConfigError(
+                f"--set {section}.{setting}: everybody on the machine sees command lines; use "
+                f"{ENVIRONMENT_PREFIX}{section.upper()}__{setting.upper()}, or that name with _FILE"
+            )
+        _merge(nested, assigned)
     return nested
+
+
+def _secrets(mapping: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The secrets that a nested mapping of settings has: (section, name)."""
+    for section, values in mapping.items():
+        known = _fields((section,))
+        for name in values if isinstance(values, Mapping) else ():
+            if name in known and SecretStr in get_args(known[name].annotation):
+                yield section, name
 
 
 def redacted(settings: Settings) -> dict[str, Any]:

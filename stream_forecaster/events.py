@@ -8,8 +8,9 @@ number for the value. Those are decoded straight into typed rows and checked tog
 whatever is not of that shape is decoded one by one, which says what is wrong with it or finds that
 nothing is. Both ways agree on every record.
 
-A null value is a heartbeat: it has no key, moves the watermark to the record's own time, and so
-keeps a quiet partition's clock going.
+A null value is a heartbeat: it is no event, moves the watermark to the record's own time, and so
+keeps a quiet partition's clock going. If the record has a key it is a tombstone too, and the shard
+forgets that key; one without a time (-1) does only this.
 """
 
 import math
@@ -76,7 +77,7 @@ class Events:
 
     Attributes:
         row: (N,) int64, each event's row in the records it was decoded from.
-        time_ms: (N,) int64, event time, epoch ms.
+        time_ms: (N,) int64, event time, epoch ms; `UNTIMED_MS` only of heartbeats.
         value: (N,) float64; 1 where events are counted.
         key: (N,) bytes; None marks a heartbeat.
     """
@@ -94,6 +95,9 @@ class Events:
         keys = [self.key[i] for i in rows.tolist()]
         return Events(self.row[rows], self.time_ms[rows], self.value[rows], keys)
 
+
+UNTIMED_MS = -1
+"""The time of a heartbeat that has none, a mere tombstone; before every other time."""
 
 _NO_EVENTS = Events(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), [])
 
@@ -145,7 +149,9 @@ class EventDecoder:
             raw, broker_ms = records.value[i], int(records.time_ms[i])
             try:
                 if raw is None:
-                    found.append((i, self._in_range(broker_ms), 0.0, None))
+                    is_timeless = broker_ms < 0 and records.key[i]
+                    time_ms = UNTIMED_MS if is_timeless else self._in_range(broker_ms)
+                    found.append((i, time_ms, 0.0, None))
                 else:
                     key, time_ms, value = self._event(records.key[i], raw, broker_ms)
                     found.append((i, time_ms, value, key))

@@ -10,7 +10,7 @@ same ids, and a reader may use them to drop what it has seen.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -86,6 +86,21 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A key that was forgotten because the log says so.
+
+    Attributes:
+        partition: the input partition.
+        offset: the tombstone's.
+        key: its key bytes.
+    """
+
+    partition: int
+    offset: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
     """What a ranking model wants to know of B keys, in values per bucket of the finest resolution.
 
@@ -132,6 +147,21 @@ class Encoder:
         self._levels = [str(level) for level in settings.output.quantiles]
         self._source = f"/stream-forecaster/{self._pipeline}".encode()
 
+    def output(self, output: Iterable[Forecast | Forgotten]) -> Iterator[Message]:
+        """All messages of the output topic, in their order."""
+        for said in output:
+            if isinstance(said, Forgotten):
+                yield self.forgotten(said)
+            else:
+                yield from self.forecast(said)
+
+    def forgotten(self, forgotten: Forgotten) -> Message:
+        """A tombstone. It belongs to a place in the log, not to an event time, and has none."""
+        place = f"forgotten at {forgotten.offset}"
+        text, identity = self._identify(forgotten.key, forgotten.partition, place)
+        headers = self._headers("forecast.forgotten.v1", identity, text)
+        return Message(self._topics[1], forgotten.key, None, headers)
+
     def forecast(self, forecast: Forecast) -> Iterator[Message]:
         """One message per key: the tombstones of the expired ones first, then the forecasts."""
         issued_at = rfc3339(forecast.issued_ms)
@@ -177,8 +207,9 @@ class Encoder:
         return text, str(uuid.uuid5(_NAMESPACE, name))
 
     def _headers(
-        self, kind: str, identity: str, subject: str, at: str
+        self, kind: str, identity: str, subject: str, at: str | None = None
     ) -> tuple[tuple[str, bytes], ...]:
+        time = () if at is None else (("ce_time", at.encode()),)
         return (
             ("content-type", b"application/json"),
             ("ce_specversion", b"1.0"),
@@ -186,7 +217,7 @@ class Encoder:
             ("ce_source", self._source),
             ("ce_id", identity.encode()),
             ("ce_subject", subject.encode()),
-            ("ce_time", at.encode()),
+            *time,
         )
 
     def _resolutions(self, paths: Paths) -> Iterator[dict[str, Any]]:

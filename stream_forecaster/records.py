@@ -27,7 +27,7 @@ class Records:
         offset: (N,) int64, the records' own offsets; strictly ascending, gaps allowed.
         time_ms: (N,) int64, the broker's time of each record, epoch ms; -1 where unknown.
         key: (N,) the records' key bytes.
-        value: (N,) the records' value bytes; None is a heartbeat.
+        value: (N,) the records' value bytes; None is a heartbeat, or with a key a tombstone.
         next_offset: where reading goes on: past the last record and past whatever the client
             skipped behind it (transaction markers, compacted records).
         headers: by offset, of the records that have any; no forecast depends on them.

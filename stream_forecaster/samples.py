@@ -133,6 +133,15 @@ class Samples:
         error = (truth[a["slot"][rows]] - a["path"][rows, h]) / a["unit"][rows, h]
         a["truth"][rows, h] = np.clip(error, -30, 30)
 
+    def forget(self, slot: int) -> None:
+        """Erase the samples of the key in `slot`: what it did, and where labels would go."""
+        rows = self.arrays["slot"] == slot
+        for array in self.arrays.values():
+            array[rows] = 0
+        self.arrays["candidates"][rows] = self.arrays["truth"][rows] = np.nan
+        self.arrays["unit"][rows] = 1.0
+        self.arrays["slot"][rows], self.arrays["index"][rows] = -1, _LONG_AGO
+
     def leave(self) -> None:
         """Leave the present log for another: no more labels land."""
         self.arrays["slot"][:] = -1

@@ -180,8 +180,8 @@ class Service:
 
     def _collect(self, held: _Held, records: Records, turn: Turn) -> None:
         """Turn into messages, in an order that depends on the log alone."""
+        held.messages += self._encoder.output(turn.output)
         for forecast in turn.forecasts:
-            held.messages += self._encoder.forecast(forecast)
             row = int(np.searchsorted(records.offset, forecast.offset))
             held.read_ms.append(int(records.time_ms[row]))
         held.messages += map(self._encoder.dead_letter, turn.rejects)

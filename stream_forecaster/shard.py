@@ -18,6 +18,8 @@ Rules of residence:
    by the running maximum before it, and the events are cut where the watermark crosses a boundary:
    the forecast of a hop sees exactly the records before the one that made it due.
 2. A jump over many boundaries closes every bucket but speaks once, at the last one.
+3. A tombstone (a key and no value) forgets its key where it stands in the log, after the hop that
+   its own time may have made due.
 """
 
 from collections.abc import Iterator
@@ -26,12 +28,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.calendar import Calendar
+from stream_forecaster.calendar import EARLIEST_MS, Calendar
 from stream_forecaster.checkpoint import Checkpoint
 from stream_forecaster.config import Settings
 from stream_forecaster.errors import CheckpointMismatch
-from stream_forecaster.events import EventDecoder, Events, Reason, Reject, reject
-from stream_forecaster.forecasts import Forecast, Intent
+from stream_forecaster.events import UNTIMED_MS, EventDecoder, Events, Reason, Reject, reject
+from stream_forecaster.forecasts import Forecast, Forgotten, Intent
 from stream_forecaster.keys import KeyTable, nested, under
 from stream_forecaster.learning import Learner, Pace
 from stream_forecaster.pool import Paths, Pool
@@ -59,6 +61,7 @@ class Turn:
         scores: per resolution, what landed.
         drifts: per resolution, how many drifts were detected.
         training_steps: how many steps trained the network.
+        forgotten: keys that tombstones named and that were known, in offset order.
     """
 
     forecasts: tuple[Forecast, ...]
@@ -68,6 +71,13 @@ class Turn:
     scores: tuple[Score, ...]
     drifts: tuple[int, ...]
     training_steps: int
+    forgotten: tuple[Forgotten, ...] = ()
+
+    @property
+    def output(self) -> list[Forecast | Forgotten]:
+        """What the output topic is told, in its order."""
+        both: list[Forecast | Forgotten] = [*self.forecasts, *self.forgotten]
+        return sorted(both, key=lambda said: said.offset)  # stable: a hop's forecasts come first
 
 
 class Shard:
@@ -160,23 +170,25 @@ class Shard:
             raise ValueError(f"records of partition {records.partition} before {self.offset}")
         events, rejects = self._decode(records)
         forecasts: list[Forecast] = []
+        forgotten: list[Forgotten] = []
         scores = [pool.no_score() for pool in self.pools]
         drifts, hops, counted = [0] * len(self.pools), 0, 0
         trained = self._scales.training_steps
         for run, hop, row in self._cut(events, records, rejects):
             counted += self._absorb(run)
-            if hop is None:
-                continue
-            hops += 1
-            hop_ms = int(self.calendar.start(hop, self._step_ms))
-            for r, closed in self._scales.close(hop_ms):
-                scores[r] += closed.score
-                drifts[r] += closed.drifted
-            expired = tuple(self._table.expire(hop_ms - self._settings.state.key_ttl_ms))
-            issued = self._issue(hop_ms, aloud=aloud, tombstones=bool(expired))
-            if issued:
-                offset = int(records.offset[row])
-                forecasts.append(self._forecast(issued, hop_ms, offset, expired))
+            if hop is not None:
+                hops += 1
+                hop_ms = int(self.calendar.start(hop, self._step_ms))
+                for r, closed in self._scales.close(hop_ms):
+                    scores[r] += closed.score
+                    drifts[r] += closed.drifted
+                expired = tuple(self._table.expire(hop_ms - self._settings.state.key_ttl_ms))
+                issued = self._issue(hop_ms, aloud=aloud, tombstones=bool(expired))
+                if issued:
+                    offset = int(records.offset[row])
+                    forecasts.append(self._forecast(issued, hop_ms, offset, expired))
+            if row is not None and (key := _to_forget(records, row)) and self._forget(key):
+                forgotten.append(Forgotten(self.partition, int(records.offset[row]), key))
         self.offset = records.next_offset
         rejects.sort(key=lambda rejected: rejected.offset)
         return Turn(
@@ -187,6 +199,7 @@ class Shard:
             tuple(scores),
             tuple(drifts),
             self._scales.training_steps - trained,
+            tuple(forgotten) if aloud else (),
         )
 
     def checkpoint(self, log_id: str = "") -> Checkpoint:
@@ -222,8 +235,10 @@ class Shard:
 
     def _cut(
         self, events: Events, records: Records, rejects: list[Reject]
-    ) -> Iterator[tuple[Events, int | None, int]]:
-        """Cut events into runs that end where a hop is due: (run, hop or None, the row behind it).
+    ) -> Iterator[tuple[Events, int | None, int | None]]:
+        """Cut events into runs that end where a hop is due or a key is to be forgotten.
+
+        Yields each run, the hop if one is due behind it, and the row behind it, None at the end.
 
         Late events are taken out and added to `rejects`.
         """
@@ -231,23 +246,30 @@ class Shard:
             return
         lateness_ms = self._settings.input.allowed_lateness_ms
         if self._newest_ms == _UNSEEN:
-            self._newest_ms = int(events.time_ms[0])
+            timed = np.flatnonzero(events.time_ms != UNTIMED_MS)
+            if not len(timed):
+                return  # nothing but tombstones, and no key that they could mean
+            self._newest_ms = int(events.time_ms[timed[0]])
             self._scales.begin(self._newest_ms - lateness_ms)
         newest = np.maximum.accumulate(np.concatenate([[self._newest_ms], events.time_ms]))
         closed = self.calendar.index(newest - lateness_ms, self._step_ms)  # (N + 1,)
         is_event = np.array([key is not None for key in events.key], np.bool_)
         # A heartbeat that is behind, by a broker's clock set back, says nothing new: no reject.
-        late = is_event & (self.calendar.index(events.time_ms, self._step_ms) < closed[:-1])
+        time_ms = np.maximum(events.time_ms, EARLIEST_MS)
+        late = is_event & (self.calendar.index(time_ms, self._step_ms) < closed[:-1])
         for i in np.flatnonzero(late).tolist():
             behind_s = (newest[i] - events.time_ms[i]) / 1000
             detail = f"{behind_s:.0f} s behind the newest event, whose bucket is closed"
             rejects.append(reject(records, int(events.row[i]), Reason.TOO_LATE, detail))
         self._newest_ms = int(newest[-1])
         kept, due = np.flatnonzero(is_event & ~late), np.flatnonzero(np.diff(closed))
-        *runs, rest = np.split(kept, np.searchsorted(kept, due))
-        for i, run in zip(due.tolist(), runs, strict=True):
-            yield events.take(run), int(closed[i + 1]), int(events.row[i])
-        yield events.take(rest), None, -1
+        named = [i for i in np.flatnonzero(~is_event) if _to_forget(records, int(events.row[i]))]
+        cuts = np.union1d(due, np.array(named, np.int64))
+        *runs, rest = np.split(kept, np.searchsorted(kept, cuts))
+        for i, run in zip(cuts.tolist(), runs, strict=True):
+            hop = int(closed[i + 1]) if closed[i + 1] > closed[i] else None
+            yield events.take(run), hop, int(events.row[i])
+        yield events.take(rest), None, None
 
     def _absorb(self, run: Events) -> int:
         """Count events in; how many."""
@@ -256,6 +278,13 @@ class Shard:
             np.add.at(self._table["observations"], slots, 1)
             self._scales.absorb(slots, run.time_ms, run.value)
         return len(run)
+
+    def _forget(self, key: bytes) -> bool:
+        """Erase all that is kept of a key; False if there is nothing."""
+        slot = self._table.slot(key)
+        if slot is not None:
+            self._scales.forget(slot)
+        return self._table.forget(key)
 
     def _issue(
         self, hop_ms: int, *, aloud: bool, tombstones: bool
@@ -309,6 +338,11 @@ class Shard:
             skill,
             fine.drifting,
         )
+
+
+def _to_forget(records: Records, row: int) -> bytes | None:
+    """The key that a record says to forget: a tombstone's, if it is one."""
+    return (records.key[row] or None) if records.value[row] is None else None
 
 
 def learner_for(

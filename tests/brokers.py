@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -73,19 +73,35 @@ class External:
 
 
 class ApacheKafka:
-    """One KRaft node of Apache Kafka on free loopback ports, in a directory of its own."""
+    """One KRaft node of Apache Kafka on free loopback ports, in a directory of its own.
 
-    def __init__(self, home: Path, directory: Path) -> None:
+    Args:
+        home: where Kafka is unpacked.
+        directory: for its storage, settings and log.
+        properties: more settings; of two lines for one setting the later counts.
+        format_options: more options of `kafka-storage.sh format`.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        directory: Path,
+        properties: str = "",
+        format_options: Sequence[str] = (),
+    ) -> None:
         self._home, self._directory = home, directory
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._properties = directory / "server.properties"
         self._properties.write_text(
             _PROPERTIES.format(port=self._port, controller_port=free_port(), directory=directory)
+            + properties.format(port=self._port)
         )
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         format_storage = [home / "bin/kafka-storage.sh", "format", "--standalone"]
-        self._finish([*format_storage, f"--cluster-id={cluster_id}", "-c", self._properties])
+        self._finish(
+            [*format_storage, f"--cluster-id={cluster_id}", "-c", self._properties, *format_options]
+        )
 
     @property
     def bootstrap(self) -> str:

@@ -67,17 +67,22 @@ _garbage = st.sampled_from([b"", b"{", b"[]", b'{"user_id":"ann"}', b'{"ts":1,"v
 
 @st.composite
 def rows(draw: st.DrawFn, max_size: int = 60) -> list[Row]:
-    """A log: events out of order, late, repeated and far apart; heartbeats; garbage."""
+    """A log: events out of order, late, repeated and far apart; heartbeats; tombstones; garbage."""
     now_ms = START_MS
     log: list[Row] = []
-    kinds = st.sampled_from(["event"] * 12 + ["heartbeat", "garbage", "repeat"])
+    seen: list[str] = []
+    kinds = st.sampled_from(["event"] * 12 + ["heartbeat", "forget", "forget", "garbage", "repeat"])
     for kind in draw(st.lists(kinds, min_size=1, max_size=max_size)):
         now_ms += draw(_gaps_ms)
         if kind == "event":
             user, time_ms = draw(_users), now_ms - draw(_delays_ms)
             log.append((None, event(user, time_ms, draw(_values)), now_ms))
+            seen.append(user)
         elif kind == "heartbeat":
             log.append((None, None, now_ms))
+        elif kind == "forget":
+            user = draw(st.sampled_from(seen[-3:] or ["ann"]))
+            log.append((user.encode(), None, draw(st.sampled_from([-1, now_ms]))))
         elif kind == "garbage":
             log.append((b"k", draw(_garbage), now_ms))
         elif log:
@@ -88,6 +93,21 @@ def rows(draw: st.DrawFn, max_size: int = 60) -> list[Row]:
 def lessons(max_size: int = 20) -> st.SearchStrategy[list[Row]]:
     """Logs in which the network is trained before anything befalls them."""
     return rows(max_size).map(lambda log: busy_log(60) + log)
+
+
+def forgetful(size: int = 80) -> st.SearchStrategy[list[Row]]:
+    """Busy logs with some tombstones in them, of keys that are known, timed or not."""
+    users = st.sampled_from(["ann", "bob", "cyd", "dan", "eve", "fay"])
+    tombstones = st.tuples(st.integers(size // 4, size - 1), users, st.booleans())
+    return st.lists(tombstones, min_size=1, max_size=5).map(lambda t: with_tombstones(size, t))
+
+
+def with_tombstones(size: int, tombstones: Iterable[tuple[int, str, bool]]) -> list[Row]:
+    """A busy log with a tombstone before each of these rows: of whom, and whether timed."""
+    log = busy_log(size)
+    for i, user, timed in sorted(tombstones, reverse=True):
+        log.insert(i, (user.encode(), None, log[i][2] if timed else -1))
+    return log
 
 
 def event(user: str, time_ms: int, value: float = 1.0) -> bytes:
@@ -122,7 +142,7 @@ def shard(config: Settings, weights: Weights | None = None) -> Shard:
 def messages(config: Settings, turns: Iterable[Turn]) -> list[Message]:
     """What turns publish to the output topic, in order."""
     encoder = Encoder(config)
-    return [m for turn in turns for f in turn.forecasts for m in encoder.forecast(f)]
+    return [m for turn in turns for m in encoder.output(turn.output)]
 
 
 def busy_log(size: int, seed: int = 0) -> list[Row]:

@@ -19,7 +19,8 @@ import pytest
 import structlog
 from brokers import free_port, unique
 
-from stream_forecaster import __version__, config
+from stream_forecaster import __version__, checkpoint, config
+from stream_forecaster.calendar import Calendar
 from stream_forecaster.cli import app, main
 from stream_forecaster.config import ENVIRONMENT_PREFIX, Settings
 from stream_forecaster.dead_letters import dead_letter
@@ -30,10 +31,11 @@ from stream_forecaster.edge.publisher import Publisher
 from stream_forecaster.edge.store import CheckpointStore
 from stream_forecaster.edge.topics import EventWriter, create_topics, describe_topics, read_topic
 from stream_forecaster.events import Reason, Reject
+from stream_forecaster.shard import Shard
 from stream_forecaster.synth import Population
 
 VERBS = frozenset(
-    """run demo check topics simulate replay backtest fit pretrain plan tail state dlq config
+    """run demo check topics simulate replay backtest fit pretrain plan tail forget state dlq config
     schema version""".split()  # noqa: SIM905  (a list of words reads better)
 )
 MINUTE_MS = 60_000
@@ -452,6 +454,62 @@ def test_a_signal_ends_run_with_everything_committed(
     assert {p: store.offsets(p) for p in store.partitions()} == {
         partition: [offset] for partition, offset in topic.committed.items()
     }
+
+
+def test_a_forgotten_key_is_gone(
+    call: Call, tmp_path: Path, shared_embedded_broker: Broker
+) -> None:
+    """From the state, the checkpoints and, by a tombstone, the forecasts; the others stay."""
+    path, settings = settings_file(
+        tmp_path, shared_embedded_broker.bootstrap, state={"checkpoint_interval": "0s"}
+    )
+    create_topics(settings, 2)
+    send(settings, this_minute_ms() - 10 * MINUTE_MS, every_ms=1_000, events=600)
+    store = CheckpointStore(settings.state.checkpoint_url, settings.kafka.group_id)
+
+    with Process("run", "--config", path) as process:
+        port = process.says("started")["http_port"]
+        eventually(lambda: has_read_all(port))
+        code, out, _ = call("forget", "u3", "--config", path)
+        assert code == 0
+        assert "2 partitions" in out
+        eventually(lambda: metrics(port, "keys_forgotten_total") == [1.0])
+        for i in range(3):  # checkpoints are kept of three commits
+            since_ms = this_minute_ms() + i * 1_000
+            with EventWriter(settings) as writer:
+                writer.write(
+                    (key, b'{"user_id":"%s","ts":%d}' % (key, since_ms), None)
+                    for key in (b"u0", b"u1", b"u2", b"u4", b"u5", b"u6")
+                )
+            eventually(lambda: has_read_all(port))
+            time.sleep(1.5)
+        process.signal(signal.SIGTERM)
+        assert process.ends() == 0
+
+    names = {f"u{i}" for i in range(7)}
+    kept = [store.load(p, offset) for p in store.partitions() for offset in store.offsets(p)]
+    assert len(kept) >= 4
+    for data in kept:
+        state = checkpoint.decode(data)
+        table = Shard.restore(settings, Calendar("UTC"), state).table
+        assert b"u3" not in table
+    inspected = call("state", "inspect", "--config", path, "--json", "--key", "u3")[1]
+    assert not [state for state in json.loads(inspected) if "key" in state]
+    latest = {r.key: r.value for r in read_topic(settings, settings.output.topic)}
+    assert {key.decode() for key, value in latest.items() if key and value} == names - {"u3"}
+    assert latest[b"u3"] is None
+    lines = call("tail", "--config", path, "--from-beginning", "--no-follow")[1].splitlines()
+    assert {"key": "u3", "forgotten": True} in map(json.loads, lines)
+
+
+def test_forgetting_needs_the_topic(call: Call, tmp_path: Path, embedded_broker: Broker) -> None:
+    """And says that there is none, at once."""
+    path, settings = settings_file(tmp_path, embedded_broker.bootstrap)
+
+    code, out, err = call("forget", "u3", "--config", path)
+
+    assert (code, out) == (3, "")
+    assert f"no topic '{settings.input.topic}'" in err
 
 
 def test_a_second_signal_ends_run_at_once(tmp_path: Path, embedded_broker: Broker) -> None:

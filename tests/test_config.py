@@ -290,7 +290,8 @@ def test_a_secret_comes_from_a_file(end: str) -> None:
 
 def test_a_setting_whose_name_ends_in_file_is_itself() -> None:
     """`ssl_cafile` is a path the client opens, not a file that holds a path."""
-    assert _load(environment={"KAFKA__SSL_CAFILE": "/ca.pem"}).kafka.ssl_cafile == "/ca.pem"
+    environment = {"KAFKA__SSL_CAFILE": "/ca.pem", "KAFKA__SECURITY_PROTOCOL": "SSL"}
+    assert _load(environment=environment).kafka.ssl_cafile == "/ca.pem"
 
 
 def test_a_missing_secret_file_is_reported() -> None:
@@ -353,6 +354,24 @@ def test_assignments_nest_and_the_last_one_wins() -> None:
     assert parse(flags) == parse(
         {"http": {"port": 2}, "input": {"key": ["a", "b"]}, "model": {"weights": "file:///w?x=y"}}
     )
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        f"kafka.sasl_plain_password={PASSWORD}",
+        f"kafka.ssl_password={PASSWORD}",
+        f'kafka={{"sasl_plain_password": "{PASSWORD}"}}',
+    ],
+)
+def test_a_secret_is_not_taken_from_the_command_line(assignment: str) -> None:
+    """Where `ps` shows it; the message names the variable that may hold it, and its file."""
+    with pytest.raises(
+        ConfigError, match=r"KAFKA__S\w+_PASSWORD, or that name with _FILE"
+    ) as raised:
+        from_assignments([assignment])
+
+    assert PASSWORD not in str(raised.value)
 
 
 @pytest.mark.parametrize("assignment", [PASSWORD, f"sasl_plain_password={PASSWORD}", "=x", ""])
@@ -557,6 +576,11 @@ def _resolution(step: str) -> dict[str, Any]:
         ({"kafka": {"security_protocol": "SASL_SSL"}}, "needs sasl_mechanism"),
         ({"kafka": {"sasl_mechanism": "PLAIN"}}, 'not used by security_protocol = "PLAINTEXT"'),
         ({"kafka": SASL | {"sasl_plain_password": None}}, "needs sasl_plain_username and"),
+        ({"kafka": {"ssl_cafile": "/ca.pem"}}, "ssl_cafile is not used by security_protocol"),
+        (
+            {"kafka": SASL | {"security_protocol": "SASL_PLAINTEXT", "ssl_keyfile": "/key.pem"}},
+            'which is not encrypted: set "SSL" or "SASL_SSL"',
+        ),
         ({"http": {"port": 65_536}}, "http.port"),
         ({"state": {"checkpoint_url": "s3://me:hunter2@bucket"}}, "holds no password"),
         ({"model": {"weights": "sftp://me:hunter2@host/w"}}, "holds no password"),
@@ -650,7 +674,7 @@ SECTIONS: dict[str, st.SearchStrategy[Any]] = {
             "guarantee": st.sampled_from(["exactly_once", "at_least_once"]),
             "session_timeout": DURATIONS,
             "commit_interval": DURATIONS,
-            "ssl_cafile": NAMES,
+            "sasl_kerberos_name": NAMES,
         },
     ),
     "input": st.fixed_dictionaries(

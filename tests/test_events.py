@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stream_forecaster.calendar import LATEST_MS, Calendar
 from stream_forecaster.config import parse
-from stream_forecaster.events import EventDecoder, Events, Reason, Reject
+from stream_forecaster.events import UNTIMED_MS, EventDecoder, Events, Reason, Reject
 from stream_forecaster.records import Records
 
 NOW_MS = 1_767_312_000_123
@@ -278,6 +278,13 @@ def test_a_null_value_is_a_heartbeat() -> None:
     events, rejects = decode(None, record_key=b"whatever")
     assert (events.key, events.time_ms.tolist(), rejects) == ([None], [NOW_MS], [])
     assert reason(None, broker_ms=-1) is Reason.BAD_TIME
+
+
+def test_a_tombstone_needs_no_time() -> None:
+    """With a key a null value has something to say even so; the key is not an event's."""
+    events, rejects = decode(None, record_key=b"ann", broker_ms=-1)
+    assert (events.key, events.time_ms.tolist(), rejects) == ([None], [UNTIMED_MS], [])
+    assert reason(None, record_key=b"", broker_ms=-1) is Reason.BAD_TIME
 
 
 def test_a_reject_keeps_the_record() -> None:

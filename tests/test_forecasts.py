@@ -301,6 +301,24 @@ def test_an_expired_key_leaves_a_tombstone() -> None:
     assert UUID(headers(tombstone)["ce_id"])
 
 
+def test_a_forgotten_key_leaves_a_tombstone_too() -> None:
+    """Of a place in the log rather than a time; each is a message of its own, replayed the same."""
+    log: list[Row] = [
+        (None, event("ann", START_MS), START_MS),
+        (b"ann", None, -1),
+        (None, event("ann", START_MS), START_MS),
+        (b"ann", None, -1),
+    ]
+
+    first, second = published(small_settings(), log)
+
+    assert (first.topic, first.key, first.value) == ("forecasts", b"ann", None)
+    assert headers(first)["ce_type"] == "io.streamforecaster.forecast.forgotten.v1"
+    assert "ce_time" not in headers(first)
+    assert UUID(headers(first)["ce_id"]) != UUID(headers(second)["ce_id"])
+    assert [first, second] == list(published(small_settings(), log))
+
+
 def test_a_dead_letter_is_the_record_as_it_was() -> None:
     """Original bytes, and the reason under the names that Kafka Streams uses."""
     reject = Reject(

@@ -78,6 +78,25 @@ def test_a_label_is_bounded(one: Samples) -> None:
     assert _labels(one)[0, 0] == 30
 
 
+def test_a_forgotten_key_leaves_no_sample() -> None:
+    """Neither what it did nor a place for labels of whoever takes its slot; others stay."""
+    samples = Samples.room(_K, (8,), _H)
+    samples.add(_rng(), 3, _ALL, _SINCE, _told(_K))
+    _land(samples, 4)
+    kept = samples.arrays["slot"] != 2
+    before = {name: array[kept].copy() for name, array in samples.arrays.items()}
+
+    samples.forget(2)
+    _land(samples, 5)
+
+    fresh = Samples.room(1, (8,), _H)
+    for name, array in samples.arrays.items():
+        np.testing.assert_array_equal(array[~kept], fresh.arrays[name], name)
+        if name != "truth":
+            np.testing.assert_array_equal(array[kept], before[name], name)
+    assert len(samples.labelled) == _K - 1
+
+
 def test_nothing_lands_after_leaving(one: Samples) -> None:
     """In another log the slot is another key's, whatever its first bucket."""
     one.leave()

@@ -22,9 +22,11 @@ from streams import (
     shard,
 )
 
+from stream_forecaster import checkpoint
 from stream_forecaster.config import Settings, parse, redacted
-from stream_forecaster.events import Reason
+from stream_forecaster.events import UNTIMED_MS, Reason
 from stream_forecaster.forecasts import Forecast
+from stream_forecaster.keys import under
 from stream_forecaster.shard import Shard, Turn
 
 # In `settings` lateness is 90 s and the finest step a minute: the hop of minute m is due with the
@@ -45,6 +47,13 @@ class Told:
         time_ms = START_MS + round(1000 * second)
         broker_ms = time_ms if broker is None else START_MS + round(1000 * broker)
         self.log.append((None, event(user, time_ms) if user else None, broker_ms))
+        self.turns.append(self.shard.advance(block(self.log, len(self.log) - 1)))
+        return self.turns[-1]
+
+    def forget(self, user: str, second: float | None = None) -> Turn:
+        """A tombstone of a user, by default one without a time."""
+        time_ms = UNTIMED_MS if second is None else START_MS + round(1000 * second)
+        self.log.append((user.encode(), None, time_ms))
         self.turns.append(self.shard.advance(block(self.log, len(self.log) - 1)))
         return self.turns[-1]
 
@@ -211,6 +220,107 @@ def test_an_expired_key_leaves_a_tombstone_and_returns_as_a_newcomer() -> None:
         "skill": None,
         "drift": "stable",
     }
+
+
+def test_a_tombstone_forgets_its_key_where_it_stands() -> None:
+    """At once, between two hops; what comes after it is a newcomer's."""
+    told = Told(settings())
+    told.tell_all(range(0, 600, 20))
+    told.tell(600, "bob")
+    turn = told.forget("ann")
+    assert [(f.key, f.offset) for f in turn.forgotten] == [(b"ann", 31)]
+    assert (turn.forecasts, turn.rejects, turn.hops) == ((), (), 0)
+    assert b"ann" not in told.shard.table
+    told.tell_all(range(601, 760, 20))
+    again = [value for value in told.values if value["key"] == "ann"][-1]
+    assert again["quality"]["observations"] < 10
+    assert again["quality"]["cold_start"]
+
+
+def test_a_tombstone_in_one_poll_with_forecasts_keeps_its_place() -> None:
+    """A reader of the key sees forecasts, then that there are none, then those of a newcomer."""
+    told = Told(settings())
+    told.tell_all(range(0, 600, 20))
+    told.forget("ann")
+    told.tell_all(range(600, 1_200, 20))
+    whole = shard(told.config).advance(block(told.log))
+    values = [m.value for m in messages(told.config, [whole])]
+    place = values.index(None)
+    before, after = (
+        [json.loads(v or b"")["quality"]["observations"] for v in part]
+        for part in (values[:place], values[place + 1 :])
+    )
+    assert (before, after) == (sorted(before), sorted(after))
+    assert before[-1] > 2 * after[0]
+    assert messages(told.config, told.turns) == messages(told.config, [whole])
+
+
+def test_a_hop_comes_before_the_tombstone_that_makes_it_due() -> None:
+    """The key is forecast once more, from what was known, and then forgotten."""
+    told = Told(settings())
+    told.tell(0)
+    turn = told.forget("ann", 60 + _LATENESS_S)
+    said = messages(told.config, [turn])
+    assert [(m.key, m.value is None) for m in said] == [(b"ann", False), (b"ann", True)]
+    assert told.shard.keys == 0
+
+
+def test_a_tombstone_without_a_time_moves_nothing() -> None:
+    """A log whose past is being read stays there; before the first event there is no time."""
+    told = Told(settings())
+    told.forget("ann")
+    assert told.shard.watermark_ms is None
+    told.tell(0)
+    before = told.shard.watermark_ms
+    told.forget("bob")
+    assert told.shard.watermark_ms == before == START_MS - 1000 * _LATENESS_S
+
+
+def test_in_silence_a_tombstone_only_forgets() -> None:
+    """It was published before; saying it again could take back what came after it."""
+    told = Told(settings())
+    told.tell(0)
+    log: list[Row] = [*told.log, (b"ann", None, UNTIMED_MS)]
+    assert told.shard.advance(block(log, 1), aloud=False).output == []
+    assert told.shard.keys == 0
+
+
+def test_a_tombstone_of_nobody_is_a_heartbeat() -> None:
+    """Nothing is published of a key that was never known, and of a known one only once."""
+    told = Told(settings())
+    told.tell(0)
+    turn = told.forget("nobody", 60 + _LATENESS_S)
+    assert (turn.forgotten, len(turn.forecasts)) == ((), 1)
+    assert len(told.forget("ann").forgotten) == 1
+    assert told.forget("ann").forgotten == ()
+
+
+def test_a_checkpoint_after_a_tombstone_has_nothing_of_the_key() -> None:
+    """No bytes of it, an empty row in every column, and no sample of the network's."""
+    told = Told(settings("mean", network=True))
+    for minute in range(40):
+        for user in ("secret-user", "ann", "bob"):
+            told.tell(60 * minute, user)
+    slot = told.shard.table.slot(b"secret-user")
+    assert slot is not None
+    arrays = told.shard.checkpoint().arrays
+    sampled = [name for name in arrays if name.endswith(".slot")]
+    assert any((arrays[name] == slot).any() for name in sampled)
+
+    told.forget("secret-user")
+
+    saved = told.shard.checkpoint()
+    assert b"secret-user" not in checkpoint.encode(saved)
+    assert not any((saved.arrays[name] == slot).any() for name in sampled)
+    for name, column in under("table.column", saved.arrays).items():
+        if slot < len(column):
+            np.testing.assert_array_equal(
+                column[slot], np.full_like(column[slot], _fill(told, name))
+            )
+
+
+def _fill(told: Told, column: str) -> float:
+    return told.shard.table._fill[column]
 
 
 def test_a_key_that_expires_while_silent_is_told_once() -> None:

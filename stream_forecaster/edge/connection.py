@@ -5,33 +5,32 @@ The client library has three habits that are dealt with here, so that nobody els
 * A constructor connects, and may do so for ever. When it fails it leaves its sockets and its IO
   thread behind. So every attempt is made in a thread that is not waited for too long, and through
   a factory that remembers the network layer and closes it.
-* A wrong password and an untrusted certificate look like a broker that is away; the cause is only
-  in the client's log. It is taken from there. Such a refusal does not heal by waiting: it is raised
-  at once, while a broker that is away is waited for, with back-off, as long as the settings say.
+* A wrong password and an untrusted certificate look like a broker that is away; `refusals` finds
+  the cause in the client's log. Such a refusal does not heal by waiting: it is raised at once,
+  while a broker that is away is waited for, with back-off, as long as the settings say.
+* What comes in one piece with the end of a connection is thrown away, and so a broker's refusal of
+  a password, mostly: it hangs up right behind it. `_deliver_last_words` mends that.
 * A retriable error means "ask again". `Outage` asks again, and is the one place that logs and
   bounds how long.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from kafka.errors import (
-    AuthorizationError,
-    KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
-    SaslAuthenticationFailedError,
-    UnsupportedSaslMechanismError,
 )
 from kafka.net.compat import KafkaNetClient
 from structlog.typing import FilteringBoundLogger
 
 from stream_forecaster.config import Kafka
-from stream_forecaster.errors import TransportError, Unavailable
+from stream_forecaster.edge.refusals import Causes, refusal
+from stream_forecaster.edge.tls import tls_context
+from stream_forecaster.errors import Unavailable
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -141,22 +140,16 @@ class Outage:
             backoff_s = min(2 * backoff_s, _LAST_BACKOFF_S)
 
 
-def refusal(error: KafkaError) -> TransportError:
-    """The broker's no as one of our errors, with the way out where there is one."""
-    hint = ""
-    if isinstance(error, SaslAuthenticationFailedError | UnsupportedSaslMechanismError):
-        hint = "; check kafka.sasl_mechanism, sasl_plain_username and sasl_plain_password"
-    elif isinstance(error, AuthorizationError):
-        hint = "; the user lacks the right: see the permissions in the README"
-    return TransportError(f"Kafka refused: {error}{hint}")
-
-
 def client_settings(kafka: Kafka) -> dict[str, Any]:
-    """What every client of the library is given: address and security, as the settings have it."""
+    """What every client of the library is given: address and security, as the settings have it.
+
+    Raises:
+        ConfigError: a file of TLS cannot be used.
+    """
     passed_on = {
         name: value.get_secret_value() if hasattr(value, "get_secret_value") else value
         for name in Kafka.model_fields
-        if name.startswith(("security_protocol", "sasl_", "ssl_"))
+        if name.startswith(("security_protocol", "sasl_"))
         and (value := getattr(kafka, name)) is not None
     }
     return {
@@ -166,6 +159,7 @@ def client_settings(kafka: Kafka) -> dict[str, Any]:
         ),
         "reconnect_backoff_max_ms": 1_000,
         "request_timeout_ms": 15_000,
+        "ssl_context": tls_context(kafka),
         **passed_on,
     }
 
@@ -183,10 +177,11 @@ def open_client(client: ClientClass[T], config: dict[str, Any]) -> T:
 
     def network(**settings: Any) -> KafkaNetClient:  # noqa: ANN401  (the library's own signature)
         networks.append(KafkaNetClient(**settings))
+        _deliver_last_words(networks[-1]._manager)  # noqa: SLF001  (no public word for it)
         return networks[-1]
 
     known = {name: value for name, value in config.items() if name in client.DEFAULT_CONFIG}
-    with _Causes() as causes:
+    with Causes(known) as causes:
         try:
             return _within(_OPEN_TIMEOUT_S, lambda: client(**known, kafka_client=network))
         except KafkaError as error:
@@ -212,41 +207,23 @@ def _within(seconds: float, opening: Callable[[], T]) -> T:
         raise KafkaTimeoutError(f"no connection within {seconds} s") from None
 
 
-class _Causes(logging.Handler):
-    """While open, remembers the last exception that the client's network layer logged."""
+def _deliver_last_words(manager: Any) -> None:  # noqa: ANN401  (the library has no types)
+    """Have every connection of a client hand on what it read before the end of the stream.
 
-    _LOGGER = logging.getLogger("kafka.net.manager")
+    The client (3.0.12) reads until nothing is left; where that is the end, it drops what it has.
+    Here the end waits for the next look at the socket, which finds it again.
+    """
+    build = manager._build_transport  # noqa: SLF001  (no public word for it)
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._last: BaseException | None = None
-        self._level = logging.NOTSET
+    async def build_mended(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  (as above)
+        transport = await build(*args, **kwargs)
+        receive = transport._sock_recv  # noqa: SLF001  (as above)
 
-    def __enter__(self) -> Self:
-        self._level = self._LOGGER.level
-        self._LOGGER.setLevel(logging.WARNING)  # even where the client's logging is silenced
-        self._LOGGER.addHandler(self)
-        return self
+        def receive_all() -> tuple[bytes, Exception | None]:
+            data, error = receive()
+            return data, None if data else error
 
-    def __exit__(self, *_: object) -> None:
-        self._LOGGER.removeHandler(self)
-        self._LOGGER.setLevel(self._level)
+        transport._sock_recv = receive_all  # noqa: SLF001  (as above)
+        return transport
 
-    def emit(self, record: logging.LogRecord) -> None:
-        for argument in record.args if isinstance(record.args, tuple) else ():
-            if isinstance(argument, BaseException) and not isinstance(argument, KafkaTimeoutError):
-                self._last = argument
-
-    def explain(self, error: KafkaError) -> Exception:
-        """The logged cause where it says more than `error` does."""
-        cause = self._last or error
-        if "CERTIFICATE_VERIFY_FAILED" in str(cause):
-            return TransportError(
-                f"the broker's certificate is not trusted: {cause}; "
-                "set kafka.ssl_cafile to the authority that signed it"
-            )
-        if isinstance(cause, KafkaError) and not cause.retriable:
-            return refusal(cause)
-        what = error.args[0] if error.args else "no connection"
-        explained: Exception = KafkaConnectionError(f"{what} ({cause})")
-        return explained
+    manager._build_transport = build_mended  # noqa: SLF001  (as above)

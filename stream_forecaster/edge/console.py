@@ -212,7 +212,10 @@ def tail_json(record: StoredRecord) -> str:
     if record.value is not None:
         return record.value.decode("utf-8", "replace")
     key = (record.key or b"").decode("utf-8", "backslashreplace")
-    expired_at = (dict(record.headers).get("ce_time") or b"").decode()
+    headers = dict(record.headers)
+    if (headers.get("ce_type") or b"").endswith(b".forgotten.v1"):
+        return json.dumps({"key": key, "forgotten": True}, ensure_ascii=False)
+    expired_at = (headers.get("ce_time") or b"").decode()
     return json.dumps({"key": key, "expired_at": expired_at}, ensure_ascii=False)
 
 

@@ -57,11 +57,11 @@ from stream_forecaster.edge.connection import (
     Outage,
     client_settings,
     open_client,
-    refusal,
 )
 from stream_forecaster.edge.header_names import spell_out
 from stream_forecaster.edge.instance import Instance
 from stream_forecaster.edge.publisher import Publisher
+from stream_forecaster.edge.refusals import refusal
 from stream_forecaster.edge.topics import require_topics
 from stream_forecaster.errors import CheckpointTooOld, CommitFailed, StateError, TransportError
 from stream_forecaster.records import Message, Poll, Records

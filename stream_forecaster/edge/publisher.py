@@ -41,7 +41,8 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 from structlog.typing import FilteringBoundLogger
 
 from stream_forecaster.config import Kafka
-from stream_forecaster.edge.connection import Outage, client_settings, open_client, refusal
+from stream_forecaster.edge.connection import Outage, client_settings, open_client
+from stream_forecaster.edge.refusals import refusal
 from stream_forecaster.errors import CommitFailed, Fenced, TransportError
 from stream_forecaster.records import Message
 

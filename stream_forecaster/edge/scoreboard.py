@@ -39,6 +39,7 @@ class Scoreboard:
         self._telemetry.events(turn.events)
         for reason, n in Counter(rejected.reason.value for rejected in turn.rejects).items():
             self._telemetry.rejects(reason, n)
+        self._telemetry.keys_forgotten(len(turn.forgotten))
         for forecast in turn.forecasts:
             self._telemetry.keys_expired(len(forecast.expired))
             for origin, n in Counter(forecast.origins).items():

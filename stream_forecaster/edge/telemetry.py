@@ -78,6 +78,7 @@ class Telemetry:
         self._keys = gauge("keys", "Keys held.")
         self._state_bytes = gauge("state_bytes", "Memory held by the state of all partitions.")
         self._keys_expired = counter("keys_expired", "Keys dropped after their time to live.")
+        self._keys_forgotten = counter("keys_forgotten", "Keys dropped by a tombstone in the log.")
         self._keys_shed = counter("keys_shed", "Keys dropped to stay within the memory bound.")
         self._checkpoint = gauge(
             "checkpoint_timestamp_seconds", "When the last checkpoint was stored; 0: none yet."
@@ -173,6 +174,10 @@ class Telemetry:
     def keys_expired(self, n: int) -> None:
         """Count keys dropped after their time to live."""
         self._keys_expired.inc(n)
+
+    def keys_forgotten(self, n: int) -> None:
+        """Count keys dropped by a tombstone in the log."""
+        self._keys_forgotten.inc(n)
 
     def keys_shed(self, n: int) -> None:
         """Count keys dropped to stay within the memory bound."""

@@ -13,7 +13,12 @@ from typing import Any, Literal, Self, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, OffsetSpec
-from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from kafka.errors import (
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
 
 from stream_forecaster.calendar import DAY_MS
 from stream_forecaster.config import Settings
@@ -21,9 +26,10 @@ from stream_forecaster.edge.connection import (
     CALL_TIMEOUT_MS,
     client_settings,
     open_client,
-    refusal,
 )
+from stream_forecaster.edge.refusals import refusal
 from stream_forecaster.errors import TransportError, Unavailable
+from stream_forecaster.events import UNTIMED_MS
 from stream_forecaster.records import Headers
 
 T = TypeVar("T")
@@ -128,7 +134,7 @@ def create_topics(settings: Settings, partitions: int) -> dict[str, bool]:
         Unavailable, TransportError: no broker, or it refuses.
     """
     with _translated(settings), _admin(settings) as admin:
-        existing = _partition_counts(admin, settings)
+        existing = _counts(_describe(admin, settings))
         count = existing.get(settings.input.topic) or partitions
         wanted = {
             name: {"num_partitions": count, "configs": configs}
@@ -152,7 +158,7 @@ def describe_topics(settings: Settings) -> tuple[TopicState, ...]:
         Unavailable, TransportError: no broker, or it refuses.
     """
     with _translated(settings), _admin(settings) as admin:
-        counts = _partition_counts(admin, settings)
+        counts = _counts(_describe(admin, settings))
         group_id = settings.kafka.group_id
         offsets = _patiently(lambda: admin.list_group_offsets({group_id: None}))[group_id]
         states = []
@@ -177,8 +183,9 @@ def probe(settings: Settings) -> Iterator[Probe]:
         with _translated(settings), _admin(settings) as admin:
             brokers = [f"{b['host']}:{b['port']}" for b in admin.describe_cluster()["brokers"]]
             yield Probe("broker", passed=True, detail=f"reached {', '.join(brokers)}")
-            counts = _partition_counts(admin, settings)
-            yield from _probe_topics(settings, counts)
+            described = _describe(admin, settings)
+            counts, forbidden = _counts(described), _forbidden(described, settings)
+            yield from _probe_topics(settings, counts, forbidden)
             group_id = settings.kafka.group_id
             group = _patiently(lambda: admin.describe_groups([group_id]))[group_id]
             members = len(group.get("members") or ())
@@ -188,14 +195,17 @@ def probe(settings: Settings) -> Iterator[Probe]:
 
 
 def require_topics(settings: Settings) -> None:
-    """Check that `run` has its topics.
+    """Check that `run` has its topics, and may read and write them.
 
     Raises:
-        TransportError: a topic is missing.
+        TransportError: a topic is missing, or permission to use it is.
         KafkaError: the broker could not be asked.
     """
     with _admin(settings) as admin:
-        counts = _partition_counts(admin, settings)
+        described = _describe(admin, settings)
+    if forbidden := _forbidden(described, settings):
+        raise TransportError("; ".join(forbidden.values()))
+    counts = _counts(described)
     missing = [repr(name) for name in topic_names(settings) if name not in counts]
     if missing:
         raise TransportError(
@@ -302,6 +312,32 @@ class EventWriter:
                 future.get(timeout=0)
         return len(futures)
 
+    def forget(self, key: bytes) -> int:
+        """Write a tombstone of `key` to every partition; return how many there are.
+
+        Which partition has the key's events is the business of whoever writes them. The tombstones
+        have no time, so they move no watermark: a topic whose past is being loaded stays there.
+
+        Raises:
+            Unavailable, TransportError: no such topic, or not all were acknowledged.
+        """
+        with _translated(self._settings):
+            with _admin(self._settings) as admin:
+                partitions = range(_counts(_describe(admin, self._settings)).get(self._topic, 0))
+            if not partitions:
+                address = self._settings.kafka.bootstrap_servers
+                raise TransportError(f"no topic {self._topic!r} on {address}, or it is forbidden")
+            futures = [
+                self._producer.send(
+                    self._topic, key=key, partition=partition, timestamp_ms=UNTIMED_MS
+                )
+                for partition in partitions
+            ]
+            self._producer.flush(timeout=CALL_TIMEOUT_MS / 1_000)
+            for future in futures:
+                future.get(timeout=0)
+        return len(partitions)
+
     def close(self) -> None:
         """Let go of the connection; safe to call twice."""
         self._producer.close(timeout=5)
@@ -331,10 +367,35 @@ def _admin(settings: Settings) -> Any:  # noqa: ANN401  (the library has no type
     return open_client(KafkaAdminClient, client_settings(settings.kafka))
 
 
-def _partition_counts(admin: Any, settings: Settings) -> dict[str, int]:  # noqa: ANN401  (as above)
-    """Topic -> partitions, of those of the pipeline's topics that exist."""
-    described = admin.describe_topics(list(topic_names(settings)))
+def _describe(admin: Any, settings: Settings) -> list[dict[str, Any]]:  # noqa: ANN401  (as above)
+    """What the broker says of the pipeline's topics."""
+    described: list[dict[str, Any]] = admin.describe_topics(list(topic_names(settings)))
+    return described
+
+
+def _counts(described: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Topic -> partitions, of those that exist."""
     return {t["name"]: len(t["partitions"]) for t in described if not t["error_code"]}
+
+
+def _forbidden(described: Iterable[Mapping[str, Any]], settings: Settings) -> dict[str, str]:
+    """Topic -> which permission is missing and how it is given, of those that lack one.
+
+    A broker hides topics from those who may not use them at all, so they look like missing ones.
+    """
+    kafka, found = settings.kafka, {}
+    who = f"User:{kafka.sasl_plain_username or '<the principal of this client>'}"
+    for topic in described:
+        name, allowed = topic["name"], topic["authorized_operations"]
+        operation = "Read" if name == settings.input.topic else "Write"
+        hidden = topic["error_code"] == TopicAuthorizationFailedError.errno
+        if hidden or (allowed and operation.upper() not in allowed):  # empty: not told
+            found[name] = (
+                f"{who} may not {operation.lower()} topic {name!r} on {kafka.bootstrap_servers}; "
+                f"allow it: kafka-acls.sh --bootstrap-server ... --add --allow-principal '{who}' "
+                f"--operation {operation} --topic {name}"
+            )
+    return found
 
 
 def _changed_configs(admin: Any, topic: str) -> dict[str, str]:  # noqa: ANN401  (as above)
@@ -343,8 +404,13 @@ def _changed_configs(admin: Any, topic: str) -> dict[str, str]:  # noqa: ANN401 
     return {name: config["value"] for name, config in sorted(configs.items())}
 
 
-def _probe_topics(settings: Settings, counts: Mapping[str, int]) -> Iterator[Probe]:
+def _probe_topics(
+    settings: Settings, counts: Mapping[str, int], forbidden: Mapping[str, str]
+) -> Iterator[Probe]:
     for name in topic_names(settings):
+        if name in forbidden:
+            yield Probe(f"topic {name}", passed=False, detail=forbidden[name])
+            continue
         found = name in counts
         detail = (
             f"{counts[name]} partitions" if found else "missing: stream-forecaster topics create"

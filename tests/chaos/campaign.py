@@ -383,9 +383,8 @@ class Campaign:
             turn = shard.advance(columns)
             for rejected in turn.rejects:
                 self._rejected.add((b"%d" % partition, b"%d" % rejected.offset))
-            for forecast in turn.forecasts:
-                for message in encoder.forecast(forecast):
-                    yield dict(message.headers)["ce_id"].decode(), message.value
+            for message in encoder.output(turn.output):
+                yield dict(message.headers)["ce_id"].decode(), message.value
 
     def _read(self, topic: str, isolation: str = "read_committed") -> Iterator[Any]:
         """All records of a topic, by an independent client."""

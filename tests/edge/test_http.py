@@ -4,6 +4,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.client import HTTPConnection, HTTPResponse
 from threading import Event
 
@@ -184,6 +185,12 @@ def test_only_get_and_head(server: HttpServer, method: str) -> None:
 
     assert (response.status, response.getheader("Allow")) == (405, "GET, HEAD")
     assert json.loads(body)["error"] == "Method Not Allowed"
+
+
+def test_by_default_only_this_machine_can_ask() -> None:
+    """Health and metrics are nobody else's business until the settings say so."""
+    with closing(HttpServer(Http(port=0), _metrics)) as server:
+        assert server._server.server_address[0] == "127.0.0.1"
 
 
 def test_a_failing_handler_answers_and_the_server_goes_on(server: HttpServer) -> None:

@@ -109,6 +109,17 @@ def test_a_reader_sees_what_was_written(broker: Served) -> None:
     assert records[0].time_ms == 1_700_000_000_000
 
 
+def test_to_forget_is_a_tombstone_without_a_time_in_every_partition(broker: Served) -> None:
+    """The broker keeps it as it was written: no time of its own could move the watermark."""
+    settings = pipeline(broker, partitions=3, events=1)
+
+    with EventWriter(settings) as writer:
+        assert writer.forget(b"ann") == 3
+
+    told = [r for r in read_topic(settings, settings.input.topic) if r.value is None]
+    assert [(r.partition, r.key, r.time_ms) for r in told] == [(p, b"ann", -1) for p in range(3)]
+
+
 def test_a_reader_skips_what_was_aborted(broker: Served) -> None:
     """Only committed records, and it still ends at the log's end."""
     settings = pipeline(broker, partitions=1)

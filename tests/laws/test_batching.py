@@ -16,6 +16,7 @@ from streams import (
     block,
     cuts,
     event,
+    forgetful,
     lessons,
     messages,
     rows,
@@ -49,6 +50,20 @@ def test_any_cutting_gives_the_same_state_and_output(
 ) -> None:
     """One poll or many: the same messages in the same order, the same rejects, the same bytes."""
     _assert_alike(settings(aggregate, publish), log, data.draw(cuts(len(log))))
+
+
+@_few
+@given(log=forgetful(), data=st.data())
+def test_any_cutting_forgets_the_same_keys(log: list[Row], data: st.DataObject) -> None:
+    """A tombstone stands between two records, not at an end of a poll."""
+    _assert_alike(settings(publish="changed"), log, data.draw(cuts(len(log))))
+
+
+@effort(max_examples=3)
+@given(log=forgetful(), data=st.data())
+def test_any_cutting_forgets_the_same_samples(log: list[Row], data: st.DataObject) -> None:
+    """Likewise with the network, which keeps some of what keys did."""
+    _assert_alike(settings(network=True), log, data.draw(cuts(len(log))))
 
 
 @effort(max_examples=3)

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from streams import Row, busy_log, lessons, rows, settings
+from streams import Row, busy_log, forgetful, lessons, rows, settings, with_tombstones
 
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.memory import (
@@ -94,6 +94,11 @@ def _work_off(
     draws=[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8] * 8,
     sizes=[7, 31, 3],
 )
+@example(
+    log=(with_tombstones(200, [(60, "ann", False), (61, "bob", True), (120, "ann", True)]), []),
+    draws=[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8] * 8,
+    sizes=[7, 31, 3],
+)
 @example(  # nothing but refused commits, now and then
     log=(busy_log(300), busy_log(200, seed=1)),
     draws=[0, 0, 0, 0, 4, 0, 0] * 20,
@@ -121,6 +126,20 @@ def test_any_schedule_of_deaths_trains_the_same_network(
     _assert_undisturbed(config, {0: log}, draws, sizes)
 
 
+@pytest.mark.timeout(400)
+@effort(max_examples=15)
+@given(
+    log=forgetful(),
+    draws=st.lists(st.integers(0, 11), min_size=5, max_size=60),
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=10),
+)
+def test_any_schedule_of_deaths_forgets_the_same_keys(
+    log: list[Row], draws: list[int], sizes: list[int]
+) -> None:
+    """A tombstone is published once, however often it is read; and the key stays forgotten."""
+    _assert_undisturbed(settings(publish="changed"), {0: log}, draws, sizes)
+
+
 def _assert_undisturbed(
     config: Settings, partitions: dict[int, list[Row]], draws: list[int], sizes: list[int]
 ) -> None:
@@ -134,6 +153,8 @@ def _assert_undisturbed(
 def _other_user(row: Row) -> Row:
     """A key belongs to one partition."""
     key, value, time_ms = row
+    if value is None:  # a tombstone names its key
+        key = key and b"other-" + key
     return key, value and value.replace(b'"user_id":"', b'"user_id":"other-'), time_ms
 
 
