@@ -32,7 +32,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         arrays = safetensors.numpy.load(data)
         size = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["header"])
-    except (SafetensorError, KeyError, TypeError) as error:
+    except (SafetensorError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{error}") from None
     if not isinstance(header, dict):
         raise ValueError("its header is not an object")  # noqa: TRY004  (the data is wrong, not the call)

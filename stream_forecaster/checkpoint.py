@@ -14,12 +14,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
 from stream_forecaster import archive
 from stream_forecaster.errors import CheckpointCorrupt, CheckpointMismatch
+
+T = TypeVar("T")
 
 VERSION = 2
 _MAGIC = b"SFCP"
@@ -113,12 +115,29 @@ def decode(data: bytes) -> Checkpoint:
     try:
         header, arrays = archive.unpack(body)
         return Checkpoint(
-            header["partition"], header["offset"], header["log_id"], header["settings"], arrays
+            _whole(header["partition"]),
+            _whole(header["offset"]),
+            _of(str, header["log_id"]),
+            _of(dict, header["settings"]),
+            arrays,
         )
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointCorrupt(
             f"a checkpoint with a valid checksum does not parse: {error}"
         ) from None
+
+
+def _whole(value: object) -> int:
+    number = _of(int, value)
+    if not 0 <= number < 1 << 63:
+        raise ValueError(f"{number} is no offset")
+    return number
+
+
+def _of(kind: type[T], value: object) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"{kind.__name__} expected, not {type(value).__name__}")
+    return value
 
 
 def _checksum(version: int, body: bytes) -> int:

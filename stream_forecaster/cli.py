@@ -1,7 +1,8 @@
 """The command line: builds the parts from the settings, and prints.
 
     run · demo                                  the service; the whole line on this machine
-    check · topics · simulate · tail · forget   beside a running service
+    check · topics · simulate · tail            beside a running service
+    dlq · forget                                records to send again, keys to erase
     replay · backtest                           events from files
     fit · pretrain                              the weights that the network starts from
     plan · state · config · schema · version    to look things up
@@ -45,7 +46,12 @@ from stream_forecaster.edge.options import (
 from stream_forecaster.edge.signals import stop_on_signals
 from stream_forecaster.edge.simulator import Simulation, simulate
 from stream_forecaster.edge.store import CheckpointStore
-from stream_forecaster.edge.subcommands import config_app, state_app, topics_app
+from stream_forecaster.edge.subcommands import (
+    config_app,
+    dlq_app,
+    state_app,
+    topics_app,
+)
 from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.edge.weights_file import read_weights
 from stream_forecaster.edge.world import World
@@ -62,6 +68,7 @@ app = typer.Typer(
 )
 app.add_typer(topics_app, name="topics")
 app.add_typer(state_app, name="state")
+app.add_typer(dlq_app, name="dlq")
 app.add_typer(config_app, name="config")
 
 
@@ -74,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="stream-forecaster")
     except StreamForecasterError as error:
-        typer.echo(f"error: {error}", err=True)
+        # Names that the system hands over need not be text.
+        typer.echo(f"error: {error}".encode(errors="backslashreplace").decode(), err=True)
         sys.exit(error.exit_code)
     except Exception:  # noqa: BLE001  (the outermost one: whatever it is, it is a bug of ours)
         traceback.print_exc()

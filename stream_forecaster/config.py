@@ -41,6 +41,8 @@ _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": HOUR_MS, "d": DAY_MS, "w": W
 _UNITS_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _LARGEST_MS = 36_525 * DAY_MS
 _LARGEST_BYTES = 1 << 40
+_MOST_SHOWN = 200
+"""Characters of a value in an error."""
 
 
 def _quantity(units: Mapping[str, int], example: str, largest: int) -> Callable[[object], int]:
@@ -423,7 +425,7 @@ def load(
     """
     try:
         merged: dict[str, Any] = tomllib.loads(toml) if toml else {}
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits
         raise ConfigError(f"the settings file is not valid TOML: {error}") from None
     variables: dict[tuple[str, ...], str] = {}
     for variable, path, text in _from_environment(environment, read_file):
@@ -499,7 +501,7 @@ def _from_environment(
         if name.endswith("_file"):
             try:
                 content = read_file(text).rstrip("\r\n")
-            except (OSError, UnicodeError) as error:
+            except (OSError, ValueError) as error:  # UnicodeError, or a null byte in the name
                 reason = getattr(error, "strerror", None) or "it is not text"
                 raise ConfigError(f"{variable}: cannot read {text}: {reason}") from None
             yield variable, (*sections, name.removesuffix("_file")), content
@@ -512,6 +514,8 @@ def _value(variable: str, path: tuple[str, ...], text: str) -> object:
 
     A list of words or numbers may be written with commas; anything else is JSON.
     """
+    if not _is_text(text):
+        raise ConfigError(f"{variable}: it is not text in UTF-8")
     field = _fields(path[:-1]).get(path[-1])
     is_list = field is not None and get_origin(field.annotation) is tuple
     if not (is_list or _fields(path)):
@@ -519,9 +523,18 @@ def _value(variable: str, path: tuple[str, ...], text: str) -> object:
     if text.startswith(("[", "{")):
         try:
             return json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{variable}: not valid JSON: {error}") from None
     return [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written: the system hands over bytes that are none as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _nest(path: Sequence[str], value: object) -> dict[str, Any]:
@@ -580,4 +593,9 @@ def _shown(path: tuple[str, ...], value: object) -> str:
         return ""
     if isinstance(value, Mapping):
         return ""
-    return f" (got {without_passwords(repr(value))})"
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or too many digits
+        return ""
+    shown = without_passwords(text)
+    return f" (got {shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + '...'})"

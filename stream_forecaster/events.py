@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from stream_forecaster.calendar import EARLIEST_MS, LATEST_MS, Calendar
 from stream_forecaster.config import Input
-from stream_forecaster.records import Records
+from stream_forecaster.records import Headers, Records
 
 LARGEST_VALUE = 1e15
 """Larger magnitudes are rejected: their squares would not survive single precision."""
@@ -35,7 +35,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DETAIL_CHARACTERS = 200
 # What "auto" takes a number for: seconds end in the year 5138, milliseconds began in 1973.
 _AUTO_UNITS_MS = ((1e11, 1e3), (1e14, 1.0), (1e17, 1e-3))
-_LARGEST_NUMBER = 10**17
+# Below 10**17 even as a float, to which 10**17 - 1 would be rounded: no such number is a time.
+_LARGEST_NUMBER = 10**16
 _NUMBER_UNITS_MS = {"epoch_s": 1e3, "epoch_ms": 1.0, "epoch_us": 1e-3}
 
 
@@ -57,6 +58,7 @@ class Reject:
 
     Attributes:
         detail: for a person; at most 200 characters.
+        time_ms: the record's own time, epoch ms; -1 where unknown.
     """
 
     partition: int
@@ -65,6 +67,8 @@ class Reject:
     detail: str
     key: bytes | None
     value: bytes | None
+    time_ms: int = -1
+    headers: Headers = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +208,8 @@ class EventDecoder:
         fit = (time_ms <= LATEST_MS - 1) & (np.abs(values) <= LARGEST_VALUE)
         fit &= (broker_ms < 0) | (np.rint(time_ms) <= broker_ms + settings.max_ahead_ms)
         fit &= np.fromiter(map(len, keys), np.int64, len(keys)) <= settings.max_key_bytes
-        events = Events(row, np.rint(time_ms).astype(np.int64), values.astype(np.float64), keys)
+        whole_ms = np.rint(np.where(fit, time_ms, 0)).astype(np.int64)
+        events = Events(row, whole_ms, values.astype(np.float64), keys)
         if not fit.all():
             others = sorted([*others, *row[~fit].tolist()])
             events = events.take(np.flatnonzero(fit))
@@ -294,13 +299,16 @@ class EventDecoder:
 
 def reject(records: Records, row: int, reason: Reason, detail: str) -> Reject:
     """The record in `row` as a reject."""
+    offset = int(records.offset[row])
     return Reject(
         records.partition,
-        int(records.offset[row]),
+        offset,
         reason,
         detail[:_DETAIL_CHARACTERS],
         records.key[row],
         records.value[row],
+        int(records.time_ms[row]),
+        records.headers.get(offset, ()),
     )
 
 

@@ -20,6 +20,7 @@ import orjson
 from numpy.typing import NDArray
 
 from stream_forecaster.config import Settings
+from stream_forecaster.dead_letters import dead_letter
 from stream_forecaster.events import Reject
 from stream_forecaster.lstm import ABSOLUTE
 from stream_forecaster.pool import Paths
@@ -196,15 +197,8 @@ class Encoder:
             yield Message(self._topics[1], key, data, headers)
 
     def dead_letter(self, reject: Reject) -> Message:
-        """The record as it was, and why it is no event; header names as Kafka Streams has them."""
-        headers = (
-            ("__streams.errors.exception", reject.reason.value.encode()),
-            ("__streams.errors.message", reject.detail.encode("utf-8", "backslashreplace")),
-            ("__streams.errors.topic", self._topics[0].encode()),
-            ("__streams.errors.partition", b"%d" % reject.partition),
-            ("__streams.errors.offset", b"%d" % reject.offset),
-        )
-        return Message(self._dead_letter_topic, reject.key, reject.value, headers)
+        """The record as it was, and why it is no event."""
+        return dead_letter(reject, self._topics[0], self._dead_letter_topic)
 
     def _identify(self, key: bytes, partition: int, at: str) -> tuple[str, str]:
         text = key.decode("utf-8", "backslashreplace")

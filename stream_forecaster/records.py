@@ -8,11 +8,14 @@ An *offset* always means the next record to read, never the last one read, excep
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+Headers = tuple[tuple[str, bytes | None], ...]
+"""A record's headers, in order; names may repeat, and a value may be null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Records:
         value: (N,) the records' value bytes; None is a heartbeat, or with a key a tombstone.
         next_offset: where reading goes on: past the last record and past whatever the client
             skipped behind it (transaction markers, compacted records).
+        headers: by offset, of the records that have any; no forecast depends on them.
     """
 
     partition: int
@@ -35,6 +39,7 @@ class Records:
     key: Sequence[bytes | None]
     value: Sequence[bytes | None]
     next_offset: int
+    headers: Mapping[int, Headers] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.offset)
@@ -61,17 +66,25 @@ class Records:
             self.key[i:j],
             self.value[i:j],
             next_offset,
+            self.headers,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One record to publish. `value` None is a tombstone."""
+    """One record to publish. `value` None is a tombstone.
+
+    Attributes:
+        partition: where to; None: the key's.
+        time_ms: the record's own time, epoch ms; None: now.
+    """
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int | None = None
+    time_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

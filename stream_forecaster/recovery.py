@@ -103,6 +103,7 @@ class Recovery:
                 continue
             try:
                 saved = checkpoint.decode(self._store.load(partition, offset))
+                _require_place(saved, partition, offset)
             except (CheckpointCorrupt, StoreUnusable) as error:
                 # An older one gives the same state, by a longer replay.
                 unusable = error
@@ -167,3 +168,12 @@ class Recovery:
 
     def _fresh(self, partition: int, offset: int) -> Shard:
         return Shard(self._settings, self._calendar, partition, offset, self._weights)
+
+
+def _require_place(saved: Checkpoint, partition: int, offset: int) -> None:
+    """A checkpoint that was copied or renamed would put a shard where its records are not."""
+    if (saved.partition, saved.offset) != (partition, offset):
+        raise CheckpointCorrupt(
+            f"the checkpoint of partition {saved.partition} at offset {saved.offset} is kept as "
+            f"that of partition {partition} at {offset}"
+        )

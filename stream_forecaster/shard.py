@@ -226,7 +226,7 @@ class Shard:
             shard._newest_ms = int(checkpoint.arrays["newest_ms"][0])
             shard._table.restore(under("table", checkpoint.arrays))
             shard._scales.restore(checkpoint.arrays)
-        except (KeyError, ValueError) as error:
+        except (LookupError, ValueError, TypeError, ArithmeticError) as error:
             raise CheckpointMismatch(
                 f"the checkpoint of partition {checkpoint.partition} at {checkpoint.offset} was "
                 f"made by another version ({error}): run that one, or use --cold-start."

@@ -9,6 +9,7 @@ from clients import eventually
 from kafka.protocol.producer import InitProducerIdRequest, ProduceRequest
 from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.util import calc_crc32c
+from typing_extensions import override
 
 _NOT_LEADER_YET = 6  # the topic is a moment old
 
@@ -39,6 +40,33 @@ def batch(
         batch_size=1 << 20,
     )
     builder.append(0, time.time_ns() // 1_000_000, None, value, [])
+    return bytes(builder.build())
+
+
+class _Named(str):
+    """A header name that is encoded as these bytes, whatever they are."""
+
+    __slots__ = ()
+
+    @override
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        del encoding, errors
+        return b"\xff\xfe"
+
+
+def with_odd_header(value: bytes) -> bytes:
+    """A batch of one record with a header whose name is not UTF-8, and one without a value."""
+    builder = DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=0,
+        is_transactional=False,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
+        batch_size=1 << 20,
+    )
+    headers = [(_Named("odd"), b"1"), ("none", None)]
+    builder.append(0, time.time_ns() // 1_000_000, None, value, headers)
     return bytes(builder.build())
 
 

@@ -1,19 +1,23 @@
 """Checkpoints as bytes: they come back whole, or not at all."""
 
 import struct
+import tracemalloc
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from streams import block, busy_log, settings, shard
 
+from stream_forecaster import archive
 from stream_forecaster.checkpoint import VERSION, Checkpoint, decode, encode
 from stream_forecaster.config import parse
-from stream_forecaster.errors import CheckpointCorrupt, CheckpointMismatch
+from stream_forecaster.errors import CheckpointCorrupt, CheckpointMismatch, StateError
 from stream_forecaster.shard import Shard
 
 _arrays = st.dictionaries(
@@ -142,3 +146,113 @@ def test_a_checkpoint_is_a_copy() -> None:
     before = encode(taken)
     going_on.advance(block(log, 50))
     assert encode(taken) == before
+
+
+# -- archives that no version of ours has written --------------------------------------------------
+
+_BODY = _BYTES[12:]
+_HEADER_BYTES = 8 + int.from_bytes(_BODY[:8], "little")
+_CONFIG = settings()
+
+
+def _sealed(body: bytes) -> bytes:
+    """With a head and a checksum that fit: only what is inside can tell."""
+    return struct.pack(">4sII", b"SFCP", VERSION, zlib.crc32(body, VERSION)) + body
+
+
+def _restored(data: bytes) -> Shard | None:
+    """The shard; None where the checkpoint is refused. Any other error is a failure."""
+    try:
+        return Shard.restore(_CONFIG, shard(_CONFIG).calendar, decode(data))
+    except StateError:
+        return None
+
+
+@settings_of_hypothesis(max_examples=40)
+@given(
+    flips=st.lists(st.integers(0, 8 * _HEADER_BYTES - 1), min_size=1, max_size=3),
+    size=st.one_of(st.none(), st.integers(0, len(_BODY) - 1)),
+)
+def test_a_damaged_archive_is_refused_or_read(flips: list[int], size: int | None) -> None:
+    """Behind a checksum that fits: the archive's own head, or its end."""
+    damaged = bytearray(_BODY[:size])
+    for flip in flips:
+        if flip // 8 < len(damaged):
+            damaged[flip // 8] ^= 1 << flip % 8
+
+    _restored(_sealed(bytes(damaged)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        struct.pack("<Q", 1 << 62) + b"{}",
+        struct.pack("<Q", 99_000_000) + b"{}",
+        *(
+            struct.pack("<Q", len(head)) + head
+            for head in (
+                b'{"a":' * 100_000,
+                b'{"__metadata__":{"header":"' + b"[" * 100_000 + b'"}}',
+                b'{"a":{"dtype":"F64","shape":[4611686018427387904],"data_offsets":[0,0]}}',
+                b'{"a":{"dtype":"F64","shape":[99999999999],"data_offsets":[0,799999999992]}}',
+            )
+        ),
+    ],
+    ids=["a length", "a long one", "nested", "nested inside", "a huge shape", "huge data"],
+)
+def test_what_an_archive_claims_costs_no_memory(body: bytes) -> None:
+    """Room is made for what is there."""
+    tracemalloc.start()
+
+    with pytest.raises(CheckpointCorrupt):
+        decode(_sealed(body))
+
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 20 * len(body) + 100_000
+
+
+@given(
+    name=st.sampled_from(["partition", "offset", "log_id", "settings"]),
+    value=st.one_of(
+        st.none(), st.integers(), st.booleans(), st.floats(), st.text(), st.lists(st.integers())
+    ),
+)
+def test_a_header_of_another_kind_is_refused(name: str, value: object) -> None:
+    """It would break the loop later, where nobody knows why."""
+    saved = decode(_BYTES)
+    header = {
+        "partition": 0,
+        "offset": 7,
+        "log_id": "",
+        "settings": saved.settings,
+        name: value,
+    }
+    fits = (isinstance(value, str) and name == "log_id") or (
+        type(value) is int and 0 <= value < 1 << 63 and name in {"partition", "offset"}
+    )
+
+    try:
+        decode(_sealed(archive.pack(header, saved.arrays)))
+    except CheckpointCorrupt:
+        assert not fits
+    else:
+        assert fits
+
+
+@settings_of_hypothesis(max_examples=40)
+@given(name=st.sampled_from(sorted(_small().arrays)), change=st.sampled_from(range(5)))
+def test_arrays_of_another_kind_are_refused_or_read(name: str, change: int) -> None:
+    """One is missing, empty, of another type, of another shape, or there is one more."""
+    saved = decode(_BYTES)
+    arrays = dict(saved.arrays)
+    array = arrays.pop(name)
+    others = [
+        {},
+        {name: array[:0]},
+        {name: np.zeros(array.shape, np.uint8)},
+        {name: np.zeros((2, 3, 4), array.dtype)},
+        {name: array, f"{name}s": array},
+    ]
+
+    _restored(encode(replace(saved, arrays=arrays | others[change])))

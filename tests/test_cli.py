@@ -16,21 +16,26 @@ from typing import Any, Self
 
 import jsonschema
 import pytest
+import structlog
 from brokers import free_port, unique
 
 from stream_forecaster import __version__, checkpoint, config
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.cli import app, main
 from stream_forecaster.config import ENVIRONMENT_PREFIX, Settings
+from stream_forecaster.dead_letters import dead_letter
 from stream_forecaster.edge.broker import Broker
 from stream_forecaster.edge.broker.faults import Delay
+from stream_forecaster.edge.connection import Outage
+from stream_forecaster.edge.publisher import Publisher
 from stream_forecaster.edge.store import CheckpointStore
 from stream_forecaster.edge.topics import EventWriter, create_topics, describe_topics, read_topic
+from stream_forecaster.events import Reason, Reject
 from stream_forecaster.shard import Shard
 from stream_forecaster.synth import Population
 
 VERBS = frozenset(
-    """run demo check topics simulate replay backtest fit pretrain plan tail forget state config
+    """run demo check topics simulate replay backtest fit pretrain plan tail forget state dlq config
     schema version""".split()  # noqa: SIM905  (a list of words reads better)
 )
 MINUTE_MS = 60_000
@@ -769,3 +774,85 @@ def test_an_events_file_that_is_not_there_exits_2(call: Call) -> None:
 
     assert code == 2
     assert "/no/such.jsonl" in err
+
+
+# -- dead letters ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def letters(tmp_path: Path, shared_embedded_broker: Broker) -> str:
+    """The settings file of a pipeline with four dead letters, all in one partition."""
+    path, settings = settings_file(tmp_path, shared_embedded_broker.bootstrap)
+    create_topics(settings, 1)
+    source, dead = settings.input.topic, settings.output.dead_letter_topic
+    now_ms = time.time_ns() // 1_000_000
+    rejects = [
+        Reject(0, 7, Reason.NOT_JSON, "odd", b"ann", b"\xff\x00", now_ms, (("trace", b"t1"),)),
+        Reject(0, 8, Reason.NO_KEY, "missing", None, b'{"a":"\x1b[31m[red]\xc3\xbc"}', now_ms),
+        Reject(0, 9, Reason.NO_KEY, "missing", b"", None, now_ms),
+        Reject(0, 10, Reason.BAD_TIME, "ts is str", b"bob", b"x" * 500, now_ms),
+    ]
+    logger = structlog.get_logger()
+    publisher = Publisher(settings.kafka, None, Outage(settings.kafka, logger), logger)
+    publisher.deliver([dead_letter(reject, source, dead) for reject in rejects])
+    publisher.close()
+    return path
+
+
+def test_dead_letters_are_listed(call: Call, letters: str) -> None:
+    """All of them, those of a reason, or so many; nothing in them is obeyed by a terminal."""
+    code, table, _ = call("dlq", "list", "--config", letters)
+    _, as_json, _ = call("dlq", "list", "--config", letters, "--json", "--reason", "no_key")
+    _, some, err = call("dlq", "list", "--config", letters, "--json", "--limit", "2")
+    found = json.loads(as_json)
+
+    assert code == 0
+    assert table.count("no_key") == 2
+    assert r"\x1b[31m[red]ü" in table
+    assert "\x1b[31m" not in table
+    assert [(row["offset"], row["origin"]["offset"]) for row in found] == [(1, 8), (2, 9)]
+    assert found[1]["value"] is None
+    assert len(json.loads(some)) == 2
+    assert "--limit" in err
+
+
+def test_a_dead_letter_is_shown_whole(call: Call, letters: str) -> None:
+    """Text where it is UTF-8, else hexadecimal; headers, place and reason."""
+    code, out, _ = call("dlq", "show", "0:0", "--config", letters)
+    shown = json.loads(call("dlq", "show", "0:3", "--config", letters, "--json")[1])
+
+    assert code == 0
+    assert "hex ff00" in out
+    assert "not_json: odd" in out
+    assert "trace: t1" in out
+    assert shown["value"] == {"text": "x" * 500}
+    assert (shown["reason"], shown["detail"], shown["replays"]) == ("bad_time", "ts is str", 0)
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "says"),
+    [("0:4", 1, "no record at 0:4"), ("5:0", 3, "no partition 5"), ("1", 2, "PARTITION:OFFSET")],
+)
+def test_a_dead_letter_that_is_not_there(
+    call: Call, letters: str, place: str, code: int, says: str
+) -> None:
+    """One line, without a traceback."""
+    ended, out, err = call("dlq", "show", place, "--config", letters)
+
+    assert (ended, out) == (code, "")
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_dead_letters_are_replayed_once(call: Call, letters: str) -> None:
+    """By reason first, then the rest, then nothing."""
+    options = ("dlq", "replay", "--config", letters)
+
+    by_reason = json.loads(call(*options, "--reason", "no_key", "--json")[1])
+    _, rest, _ = call(*options)
+    again = json.loads(call(*options, "--json")[1])
+
+    assert by_reason == {"resent": 2, "given_up": 0, "foreign": 0}
+    assert rest.startswith("2 records sent to ")
+    assert again == {"resent": 0, "given_up": 0, "foreign": 0}
+    assert call(*options, "--reason", "bad_luck")[0] == 2

@@ -321,7 +321,9 @@ def test_a_forgotten_key_leaves_a_tombstone_too() -> None:
 
 def test_a_dead_letter_is_the_record_as_it_was() -> None:
     """Original bytes, and the reason under the names that Kafka Streams uses."""
-    reject = Reject(3, 77, Reason.BAD_TIME, "ts is str \ud800", b"\x00k", b"\xff{")
+    reject = Reject(
+        3, 77, Reason.BAD_TIME, "ts is str \ud800", b"\x00k", b"\xff{", 5, (("h", None),)
+    )
 
     message = Encoder(small_settings()).dead_letter(reject)
 
@@ -330,11 +332,13 @@ def test_a_dead_letter_is_the_record_as_it_was() -> None:
         b"\x00k",
         b"\xff{",
         (
+            ("h", b""),
             ("__streams.errors.exception", b"bad_time"),
             ("__streams.errors.message", b"ts is str \\ud800"),
             ("__streams.errors.topic", b"events"),
             ("__streams.errors.partition", b"3"),
             ("__streams.errors.offset", b"77"),
+            ("stream_forecaster.timestamp", b"5"),
         ),
     )
 

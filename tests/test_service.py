@@ -1,11 +1,14 @@
 """The loop and its recovery, on a log in memory. Deaths at any moment: `laws/test_crash.py`."""
 
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import structlog
 from prometheus_client import CollectorRegistry
 from streams import START_MS, busy_log, settings
@@ -157,11 +160,39 @@ def test_an_older_checkpoint_gives_the_same_by_a_longer_replay() -> None:
     assert process.metric("events_total") == 200
 
 
-def test_a_corrupt_checkpoint_gives_way_to_an_older_one() -> None:
+def _rewritten(data: bytes, **changed: Any) -> bytes:
+    """A checkpoint with another header and a checksum that fits."""
+    return checkpoint.encode(replace(checkpoint.decode(data), **changed))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[:0],
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:99] + bytes([data[99] ^ 1]) + data[100:],
+        lambda data: safetensors.numpy.save({"a": np.frombuffer(data[:8])}),
+        lambda data: _rewritten(data, partition=1),
+        lambda data: _rewritten(data, offset=200),
+        lambda data: _rewritten(data, log_id=None),
+    ],
+    ids=[
+        "empty",
+        "truncated",
+        "half",
+        "a bit",
+        "foreign",
+        "another partition's",
+        "renamed",
+        "ill-typed",
+    ],
+)
+def test_a_corrupt_checkpoint_gives_way_to_an_older_one(spoil: Callable[[bytes], bytes]) -> None:
     """The operator is told."""
     log = _interrupted()
     newest = max(log.checkpoints)
-    log.checkpoints[newest] = log.checkpoints[newest][:-1]
+    log.checkpoints[newest] = spoil(log.checkpoints[newest])
     process = Process(log).drain()
     assert log.published == _undisturbed()
     (told,) = process.events("checkpoint_unusable")

@@ -13,10 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from stream_forecaster.calendar import EARLIEST_MS, LATEST_MS
+from stream_forecaster.dead_letters import DeadLetter
 from stream_forecaster.edge.topics import Probe, StoredRecord, TopicState
+from stream_forecaster.forecasts import rfc3339
 
 _MOST_ROWS = 1_000
 """Keys that a live table remembers; the screen shows fewer."""
+_GLIMPSE_BYTES = 60
 _SHOWN_BEHIND, _SHOWN_AHEAD = 20, 5
 """Buckets of a key that fit a screen; JSON has all."""
 
@@ -112,15 +116,106 @@ def key_table(found: Mapping[str, Any]) -> Table:
     return table(("step", "average", "newest closed", "next"), rows)
 
 
+def letter_json(record: StoredRecord, letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter for a program: what is UTF-8 as text, all else in hexadecimal."""
+    return {
+        "partition": record.partition,
+        "offset": record.offset,
+        "time": _time(record.time_ms),
+        "reason": letter.reason or None,
+        "detail": letter.detail,
+        "origin": {
+            "topic": letter.topic,
+            "partition": letter.partition,
+            "offset": letter.offset,
+            "time": _time(letter.time_ms),
+        },
+        "replays": letter.replays,
+        "key": _spelled(letter.key),
+        "value": _spelled(letter.value),
+        "headers": [{"name": name, **(_spelled(v) or {})} for name, v in letter.headers],
+    }
+
+
+def letter_table(letters: Iterable[tuple[StoredRecord, DeadLetter]]) -> Table:
+    """Dead letters, one a line."""
+    rows = (
+        (
+            record.partition,
+            record.offset,
+            letter.reason or "?",
+            f"{letter.topic}/{letter.partition}:{letter.offset}" if letter.topic else "",
+            _time(record.time_ms),
+            letter.replays,
+            _glimpse(letter.key),
+            _glimpse(letter.value),
+        )
+        for record, letter in letters
+    )
+    columns = ("partition", "offset", "reason", "origin", "time", "replays", "key", "begins with")
+    return table(columns, rows)
+
+
+def letter_text(shown: Mapping[str, Any]) -> str:
+    """A dead letter whole, as `letter_json` has it, for a person."""
+    origin = shown["origin"]
+    place = f"{origin['topic']}/{origin['partition']}:{origin['offset']}"
+    lines = [
+        f"place    {shown['partition']}:{shown['offset']}, {shown['time']}",
+        f"reason   {shown['reason'] or '?'}: {_harmless(shown['detail'])}",
+        f"origin   {_harmless(place)}, {origin['time'] or 'no time'}",
+        f"replays  {shown['replays']}",
+        f"key      {_in_words(shown['key'])}",
+    ]
+    lines += [
+        f"header   {_harmless(h['name'])}: {_in_words(h if 'text' in h or 'hex' in h else None)}"
+        for h in shown["headers"]
+    ]
+    return "\n".join([*lines, f"value    {_in_words(shown['value'])}"])
+
+
+def _spelled(data: bytes | None) -> dict[str, str] | None:
+    if data is None:
+        return None
+    try:
+        return {"text": data.decode()}
+    except UnicodeDecodeError:
+        return {"hex": data.hex()}
+
+
+def _in_words(spelled: Mapping[str, str] | None) -> str:
+    if spelled is None:
+        return "none"
+    return _harmless(spelled["text"]) if "text" in spelled else f"hex {spelled['hex']}"
+
+
+def _glimpse(data: bytes | None) -> str:
+    if data is None:
+        return ""
+    text = data[:_GLIMPSE_BYTES].decode("utf-8", "backslashreplace")
+    return _harmless(text) + ("..." if len(data) > _GLIMPSE_BYTES else "")
+
+
+def _harmless(text: str) -> str:
+    """Text that a terminal may be sent: what it would obey is spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _time(time_ms: int | None) -> str | None:
+    if time_ms is None or not EARLIEST_MS <= time_ms < LATEST_MS:
+        return None
+    return rfc3339(time_ms)
+
+
 def tail_json(record: StoredRecord) -> str:
     """An output record as a line of JSON: its value, or which key was forgotten."""
     if record.value is not None:
         return record.value.decode("utf-8", "replace")
     key = (record.key or b"").decode("utf-8", "backslashreplace")
     headers = dict(record.headers)
-    if headers.get("ce_type", b"").endswith(b".forgotten.v1"):
+    if (headers.get("ce_type") or b"").endswith(b".forgotten.v1"):
         return json.dumps({"key": key, "forgotten": True}, ensure_ascii=False)
-    expired_at = headers.get("ce_time", b"").decode()
+    expired_at = (headers.get("ce_time") or b"").decode()
     return json.dumps({"key": key, "expired_at": expired_at}, ensure_ascii=False)
 
 

@@ -41,6 +41,7 @@ import numpy as np
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from kafka.errors import (
+    CorruptRecordError,
     KafkaError,
     KafkaTimeoutError,
     LogTruncationError,
@@ -57,6 +58,7 @@ from stream_forecaster.edge.connection import (
     client_settings,
     open_client,
 )
+from stream_forecaster.edge.header_names import spell_out
 from stream_forecaster.edge.instance import Instance
 from stream_forecaster.edge.publisher import Publisher
 from stream_forecaster.edge.refusals import refusal
@@ -98,6 +100,7 @@ class KafkaTransport:
         kafka = settings.kafka
         self._topic = settings.input.topic
         self._clock = clock
+        self._logger = logger
         self._outage = Outage(kafka, logger, clock, stopping, alive)
         self._instance = Instance.claim(kafka.group_id, kafka.instance_id)
         self._rebalances = _RebalanceLog()
@@ -260,6 +263,16 @@ class KafkaTransport:
             return {}, {}
         except OffsetOutOfRangeError as error:
             return {}, error.args[0]
+        except CorruptRecordError as error:
+            if not spell_out(error):
+                raise
+            self._logger.warning("a header name is not UTF-8; reading on", cause=str(error))
+            # The client would go on with what is left of the batch, which is nothing, for ever.
+            left = self._consumer._fetcher._next_partition_records  # noqa: SLF001  (no public word for it)
+            if left is not None:
+                left.drain()
+            self._recover_all = True
+            return {}, {}
         except KafkaError as error:
             if not error.retriable:
                 raise
@@ -382,6 +395,7 @@ def _columns(partition: int, records: Sequence[Any], next_offset: int) -> Record
         key=list(map(attrgetter("key"), records)),
         value=list(map(attrgetter("value"), records)),
         next_offset=next_offset,
+        headers={r.offset: tuple(r.headers) for r in records if r.headers},
     )
 
 

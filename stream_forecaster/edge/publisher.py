@@ -36,6 +36,7 @@ from kafka.errors import (
     ProducerFencedError,
     RecordListTooLargeError,
 )
+from kafka.serializer import Serializer
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 from structlog.typing import FilteringBoundLogger
 
@@ -55,6 +56,7 @@ _HOPELESS = (
 """Answers that the same messages would meet again: recovering and retrying would never end."""
 
 _CLOSE_TIMEOUT_S = 5.0
+_NOTHING = object()
 
 
 class Publisher:
@@ -184,12 +186,22 @@ class Publisher:
             "compression_type": "zstd",
             "allow_auto_create_topics": False,
             "metrics_enabled": False,
+            "value_serializer": _NullableValues(),
         }
 
     def _send(self, messages: Sequence[Message], deadline: float) -> None:
         send = self._producer.send
         futures = [
-            send(m.topic, value=m.value, key=m.key, headers=list(m.headers)) for m in messages
+            send(
+                m.topic,
+                # The client refuses a record of nothing, and reads None before it serialises.
+                _NOTHING if m.value is None and m.key is None else m.value,
+                m.key,
+                list(m.headers),
+                m.partition,
+                m.time_ms,
+            )
+            for m in messages
         ]
         self._producer.flush(timeout=max(0.0, deadline - self._clock()))
         for future in futures:
@@ -216,6 +228,15 @@ class Publisher:
                 )
             self._logger.warning("fenced; trying once more", cause=str(last_error or error))
         return CommitFailed(f"commit refused or in doubt: {last_error or error}")
+
+
+class _NullableValues(Serializer):  # type: ignore[misc]  # the library has no types
+    """Bytes as they are, and `_NOTHING` as null."""
+
+    def serialize(self, topic: str, headers: object, data: Any) -> bytes | None:  # noqa: ANN401  (bytes, None or `_NOTHING`)
+        """As the client wants it."""
+        del topic, headers
+        return None if data is _NOTHING else data
 
 
 def _bury(producer: KafkaProducer) -> threading.Thread:

@@ -1,19 +1,32 @@
-"""The commands that come in groups: `topics`, `state` and `config`."""
+"""The commands that come in groups: `topics`, `state`, `dlq` and `config`."""
 
+import re
+from contextlib import closing
+from dataclasses import asdict
+from itertools import islice
 from typing import Annotated
 
+import structlog
 import typer
 from rich.console import Console
 
+from stream_forecaster import dead_letters
 from stream_forecaster.config import Settings, redacted, to_toml
 from stream_forecaster.edge import console, topics
 from stream_forecaster.edge.inspection import inspect
 from stream_forecaster.edge.options import AsJson, Partitions, with_settings
+from stream_forecaster.edge.redelivery import Plan, Redelivery
 from stream_forecaster.edge.store import CheckpointStore
+from stream_forecaster.events import Reason
 
 topics_app = typer.Typer(help="The pipeline's topics.", no_args_is_help=True)
 state_app = typer.Typer(help="What checkpoints hold.", no_args_is_help=True)
+dlq_app = typer.Typer(help="Rejected records: look at them, send them again.", no_args_is_help=True)
 config_app = typer.Typer(help="The settings.", no_args_is_help=True)
+
+Reasons = Annotated[
+    list[Reason] | None, typer.Option("--reason", help="With this reason; may be repeated.")
+]
 
 
 @topics_app.command()
@@ -66,6 +79,94 @@ def inspect_checkpoints(
     for state in (state for state in found if "key" in state):
         console.print_line(out, f"partition {state['partition']}, key {state['key']['key']}")
         out.print(console.key_table(state["key"]))
+    return 0
+
+
+@dlq_app.command(name="list")
+@with_settings
+def list_dead_letters(
+    settings: Settings,
+    *,
+    reason: Reasons = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many at most, the oldest first.")] = 100,
+    as_json: AsJson = False,
+) -> int:
+    """List rejected records: where they lie, why, and how they begin."""
+    with closing(topics.read_topic(settings, settings.output.dead_letter_topic)) as records:
+        letters = ((r, dead_letters.read(r.key, r.value, r.headers)) for r in records)
+        wanted = (pair for pair in letters if not reason or pair[1].reason in reason)
+        found = list(islice(wanted, limit))
+        more = next(wanted, None) is not None
+    if as_json:
+        console.print_json(Console(), [console.letter_json(*pair) for pair in found])
+    else:
+        Console().print(console.letter_table(found))
+    if more:
+        typer.echo(f"there are more than {limit}: see --limit", err=True)
+    return 0
+
+
+@dlq_app.command(name="show")
+@with_settings
+def show_dead_letter(
+    settings: Settings,
+    *,
+    place: Annotated[str, typer.Argument(metavar="PARTITION:OFFSET", help="As `list` has it.")],
+    as_json: AsJson = False,
+) -> int:
+    """Show a rejected record whole: text where it is UTF-8, else hexadecimal."""
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,18})", place, re.ASCII)
+    if match is None:
+        raise typer.BadParameter("write PARTITION:OFFSET, such as 0:17")
+    partition, offset = map(int, match.groups())
+    topic = settings.output.dead_letter_topic
+    with closing(topics.read_topic(settings, topic, begin={partition: offset})) as records:
+        record = next(records, None)
+    if record is None or record.offset != offset:
+        typer.echo(f"no record at {place} of {topic}", err=True)
+        return 1
+    shown = console.letter_json(record, dead_letters.read(record.key, record.value, record.headers))
+    if as_json:
+        console.print_json(Console(), shown)
+    else:
+        console.print_line(Console(), console.letter_text(shown))
+    return 0
+
+
+@dlq_app.command(name="replay")
+@with_settings
+def replay_dead_letters(
+    settings: Settings,
+    *,
+    reason: Reasons = None,
+    max_replays: Annotated[
+        int, typer.Option(min=1, help="A record that was resent so often is passed over.")
+    ] = 3,
+    first: Annotated[
+        bool,
+        typer.Option("--first", help="None was ever resent, even if older than brokers remember."),
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Send rejected records to the input topic again, as they were; each of them once."""
+    plan = Plan(tuple(map(str, reason or Reason)), max_replays, first=first)
+    out, total = Console(stderr=True), 0
+    with out.status("Sending ...") as status:
+
+        def resent(records: int) -> None:
+            nonlocal total
+            total += records
+            status.update(f"{total:,} records sent again")
+
+        outcome = Redelivery(settings, structlog.get_logger("stream_forecaster"), resent).run(plan)
+    if as_json:
+        console.print_json(Console(), asdict(outcome))
+        return 0
+    typer.echo(f"{outcome.resent:,} records sent to {settings.input.topic} again")
+    if outcome.given_up:
+        typer.echo(f"{outcome.given_up:,} passed over: they came back {max_replays} times or more")
+    if outcome.foreign:
+        typer.echo(f"{outcome.foreign:,} passed over: not rejected from {settings.input.topic}")
     return 0
 
 

@@ -30,6 +30,7 @@ from stream_forecaster.edge.connection import (
 from stream_forecaster.edge.refusals import refusal
 from stream_forecaster.errors import TransportError, Unavailable
 from stream_forecaster.events import UNTIMED_MS
+from stream_forecaster.records import Headers
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ class StoredRecord:
     time_ms: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
+    headers: Headers
 
 
 def topic_names(settings: Settings) -> tuple[str, ...]:
@@ -220,6 +221,7 @@ def read_topic(
     start: Literal["earliest", "latest"] = "earliest",
     follow: bool = False,
     stopping: Event | None = None,
+    begin: Mapping[int, int] | None = None,
 ) -> Generator[StoredRecord, None, None]:
     """The committed records of a topic, in order within each partition; joins no group.
 
@@ -229,9 +231,10 @@ def read_topic(
         start: where to begin.
         follow: go on past the end that was found at the beginning, until `stopping` is set.
         stopping: ends the reading.
+        begin: these partitions only, from these offsets on, or from what is left after them.
 
     Raises:
-        Unavailable, TransportError: no broker, no such topic, or it refuses.
+        Unavailable, TransportError: no broker, no such topic or partition, or it refuses.
     """
     stopping = stopping or Event()
     config = client_settings(settings.kafka) | {
@@ -245,9 +248,15 @@ def read_topic(
         tps = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic))]
         if not tps:
             raise TransportError(f"no topic {topic!r} on {settings.kafka.bootstrap_servers}")
+        if begin is not None:
+            if missing := begin.keys() - {tp.partition for tp in tps}:
+                raise TransportError(f"topic {topic!r} has no partition {min(missing)}")
+            tps = [tp for tp in tps if tp.partition in begin]
         consumer.assign(tps)
+        for partition, offset in (begin or {}).items():
+            consumer.seek(TopicPartition(topic, partition), offset)
         end = consumer.end_offsets(tps, timeout_ms=CALL_TIMEOUT_MS)
-        behind = {} if start == "latest" else {tp for tp in tps if end[tp] > 0}
+        behind = set() if start == "latest" else {tp for tp in tps if end[tp] > 0}
         while (follow or behind) and not stopping.is_set():
             for tp, records in consumer.poll(timeout_ms=200).items():
                 yield from (

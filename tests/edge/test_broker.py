@@ -21,7 +21,7 @@ import pytest
 import raw
 from brokers import Wire, unique
 from clients import PATIENCE_S, Clients, Read, eventually
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kafka import TopicPartition
 from kafka.protocol.metadata import ApiVersionsRequest, ApiVersionsResponse, MetadataRequest
@@ -125,6 +125,110 @@ def test_any_frame_is_a_request_or_malformed(key: int, version: int, body: bytes
         return
 
     assert isinstance(decoded, (Call, bytes))
+
+
+# What lengths, counts and numbers of variable length may be at their worst, among any bytes.
+_bodies = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [
+                b"\xff\xff\xff\xff",
+                b"\x7f\xff\xff\xff",
+                b"\x0f\xff\xff\xff",
+                b"\xff\xff",
+                b"\x7f\xff",
+                b"\x00",
+                b"\x00\x00\x00\x01",
+                b"\xff\xff\xff\xff\x0f",
+                b"\xff" * 10 + b"\x01",
+                b"\x80" * 12,
+                b"\x80" * 5_000,
+            ]
+        ),
+        st.binary(max_size=8),
+    ),
+    max_size=12,
+).map(b"".join)
+
+
+_REQUESTS = [
+    (key, version)
+    for key, api in Broker()._dispatch._apis.items()
+    for version in range(api.min_version, api.max_version + 1)
+]
+
+
+@given(
+    kind=st.sampled_from(_REQUESTS),
+    tags=st.sampled_from([b"", b"\x00"]),  # newer requests begin with them, here with none
+    body=_bodies,
+)
+@example(kind=(14, 4), tags=b"\x00", body=b"\xff" * 10 + b"\x01")  # a length beyond any integer
+def test_any_body_behind_a_valid_head_is_a_request_or_malformed(
+    kind: tuple[int, int], tags: bytes, body: bytes
+) -> None:
+    """Of every request in every version; in little time and memory, whatever lengths it claims."""
+    dispatch = Broker()._dispatch
+    tracemalloc.start()
+
+    try:
+        dispatch.decode(struct.pack(">hhih", *kind, 1, -1) + tags + body)
+    except MalformedRequest:
+        pass
+    finally:
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert peak_bytes < 200 * len(body) + 1_000_000
+
+
+def test_a_number_without_end_costs_no_time(embedded_broker: Broker) -> None:
+    """A megabyte of it would keep the broker busy for half a minute."""
+    bystander, sender = Wire(embedded_broker.bootstrap), Wire(embedded_broker.bootstrap)
+    frame = struct.pack(">hhihB", 14, 4, 1, -1, 0) + b"\xff" * 1_000_000 + b"\x01"
+    began_s = time.monotonic()
+
+    sender.send(struct.pack(">i", len(frame)) + frame)
+
+    assert sender.receive_frame() == b""
+    assert bystander.ask(MetadataRequest(topics=[]), 8).brokers
+    assert time.monotonic() - began_s < 5
+    bystander.close()
+    sender.close()
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    streams=st.lists(
+        st.one_of(
+            st.binary(max_size=100),
+            st.builds(
+                lambda key, version, body, short: (
+                    struct.pack(">ihhih", len(body) + 10, key, version, 1, -1)
+                    + body[: len(body) - short]
+                ),
+                st.integers(0, 60),
+                st.integers(0, 9),
+                _bodies.map(lambda body: body[:2_000]),
+                st.integers(0, 3),
+            ),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_the_broker_outlives_any_bytes(embedded_broker: Broker, streams: list[bytes]) -> None:
+    """Whole frames, half ones and none at all, on connections that end there."""
+    for stream in streams:
+        wire = Wire(embedded_broker.bootstrap)
+        with suppress(ConnectionError):
+            wire.send(stream)
+        wire.close()
+
+    bystander = Wire(embedded_broker.bootstrap)
+    assert bystander.ask(MetadataRequest(topics=[]), 8).brokers
+    bystander.close()
+    eventually(lambda: len(embedded_broker._connections) == 0)
 
 
 def test_a_client_from_the_future_learns_the_versions(embedded_broker: Broker) -> None:

@@ -1,8 +1,11 @@
 """Law: any bytes become an event or a reject, never an exception."""
 
+import gc
 import json
+import tracemalloc
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,9 +34,37 @@ _objects = st.fixed_dictionaries(
     {}, optional={"user_id": _json, "shop": _json, "ts": _json, "v": _json, "other": _json}
 ).map(lambda row: json.dumps(row).encode())
 _twice = st.tuples(_objects, _objects).map(lambda pair: pair[0][:-1] + b"," + pair[1][1:])
+# What a JSON library never writes.
+_literals = st.one_of(
+    st.sampled_from(
+        """NaN -Infinity nan 1e999 -1e999 1e-999 00 -0 0x10 99999999999999999 18446744073709551616
+        "\\ud800" "\\udc00\\ud800" "\\u0000" "1767312000\\u0000" "+1" "1_0" "-nan" "infinity"
+        "0001-01-01T00:00:00+23:59" "9999-12-31T23:59:59-23:59" "2026-01-01T24:00:00" "2026-W01-1"
+        """.split()  # noqa: SIM905  (a list of words reads better)
+    ),
+    st.integers(1, 6_000).map(lambda digits: "9" * digits),
+    st.integers(1, 6_000).map(lambda digits: f'"{"9" * digits}"'),
+    st.integers(1, 3_000).map(lambda depth: "[" * depth + "]" * depth),
+    st.integers(1, 3_000).map(lambda depth: '{"a":' * depth + "1" + "}" * depth),
+)
+_handwritten = st.builds(
+    lambda begin, fields, end: begin + b"{" + b",".join(fields) + b"}" + end,
+    st.sampled_from([b"", b"", b"", b"\xef\xbb\xbf", b"\x00", b" \n"]),
+    st.lists(
+        st.builds(
+            lambda name, literal: f'"{name}":{literal}'.encode(),
+            st.sampled_from(["user_id", "user_id", "ts", "ts", "v", "shop", "other", "\\u0074s"]),
+            st.one_of(_literals, st.sampled_from(['"ann"', "1767312000", "7"])),
+        ),
+        max_size=6,
+    ),
+    st.sampled_from([b"", b"", b"", b"\x00", b"{}", b","]),
+)
 _values = st.one_of(
     st.none(),
     st.binary(max_size=60),
+    _handwritten,
+    _handwritten.map(lambda row: row.decode("utf-8", "replace").encode("utf-16")),
     _objects,
     _twice,
     _objects.flatmap(lambda v: st.integers(0, len(v)).map(lambda n: v[:n])),
@@ -108,6 +139,7 @@ _alike = st.fixed_dictionaries(
             st.integers(0, 2 * 10**17),
             st.sampled_from([_BROKER_MS + d for d in (-1, 0, 300_000, 300_001)]),
             st.sampled_from([10**11 - 1, 10**11, 10**14 - 1, 10**14, 4_102_444_800_000, -1, 1.5]),
+            st.integers(1, 20).map(lambda short: 10**17 - short),  # as a float some are 10**17
         ),
         "v": st.one_of(st.floats(), st.integers(), st.sampled_from([1e15, 1.1e15, "2.5"])),
     }
@@ -137,3 +169,35 @@ def test_together_is_one_by_one(
     assert fast.value.tolist() == slow.value.tolist()
     assert list(fast.key) == list(slow.key)
     assert fast_rejects == slow_rejects
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"[" * 1_000_000,
+        b'{"v":' * 200_000,
+        b'{"v":[' + b"[]," * 300_000 + b"[]]}",
+        b'{"user_id":"' + b"a" * 1_000_000 + b'"}',
+        b'{"user_id":' + b"9" * 1_000_000 + b"}",
+        b'{"user_id":"a","user_id":' + b'"a","user_id":' * 60_000 + b'"a"}',
+        b'"' + b"\\" * 1_000_000,
+    ],
+    ids=["arrays", "objects", "small arrays", "a key", "a number", "duplicates", "escapes"],
+)
+def test_a_record_costs_memory_in_proportion(value: bytes) -> None:
+    """A record of the largest size takes some tens of megabytes for a moment, and leaves little."""
+    decode = EventDecoder(
+        parse({"input": {"value": "v", "aggregate": "sum"}}).input, Calendar("UTC")
+    )
+    records = Records(0, np.array([0]), np.array([-1]), [None], [value], 1)
+    decode(records)
+    gc.collect()
+    tracemalloc.start()
+
+    events, rejects = decode(records)
+
+    left_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(events) + len(rejects) == 1
+    assert peak_bytes < 32 * len(value)
+    assert left_bytes < 100_000

@@ -1,5 +1,6 @@
 """Which requests the broker knows, in which versions, and who answers them."""
 
+import re
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from stream_forecaster.edge.broker.topic_apis import TopicApis
 from stream_forecaster.edge.broker.transaction_apis import TransactionApis
 
 Handler = Callable[[Message], Message | Awaitable[Message]]
+_ENDLESS = re.compile(rb"[\x80-\xff]{4096}")
+"""The codec reads a number of variable length as long as its bytes go on, in quadratic time: ten
+are the most that one may have. Text of so many letters beyond ASCII is no name of anything."""
+
 _PREFIX = struct.Struct(">hhi")  # api key, api version, correlation id
 
 
@@ -119,9 +124,13 @@ class Dispatch:
                 refusal.error_code = Code.UNSUPPORTED_VERSION
                 return _encode(refusal, 0, correlation_id)
             raise MalformedRequest(f"{api.name} version {version} is not known")
+        # Records are bytes like any other, but in no version of ours is a number beside them of
+        # variable length.
+        if api.request is not producer.ProduceRequest and _ENDLESS.search(frame):
+            raise MalformedRequest(f"{api.name} version {version}: a number without end")
         try:
             message = api.request.decode(frame, version=version, header=True)
-        except (ValueError, IndexError, TypeError, struct.error) as error:
+        except (ValueError, IndexError, TypeError, OverflowError, struct.error) as error:
             raise MalformedRequest(f"{api.name} version {version}: {error}") from error
         message.API_VERSION = version
         return Call(api, message, version, correlation_id)
