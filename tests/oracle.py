@@ -31,9 +31,12 @@ class Oracle:
 
     def advance(self, log: Sequence[Row]) -> None:
         """Take in records, one at a time."""
-        for _, value, broker_ms in log:
+        for record_key, value, broker_ms in log:
             if value is None:
-                self._move_time(broker_ms)
+                if broker_ms >= 0:
+                    self._move_time(broker_ms)
+                if record_key:
+                    self.events.pop(record_key, None)
                 continue
             event = self._decode(value, broker_ms)
             if event is None or event[1] < self.closed(0):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import parse
-from stream_forecaster.events import LARGEST_VALUE, EventDecoder, Reason
+from stream_forecaster.events import LARGEST_VALUE, UNTIMED_MS, EventDecoder, Reason
 from stream_forecaster.records import Records
 
 _BROKER_MS = 1_767_312_000_000
@@ -106,7 +106,9 @@ def test_any_bytes_become_an_event_or_a_reject(
 
     assert sorted([*events.row.tolist(), *(r.offset for r in rejects)]) == list(range(n))
     assert events.time_ms.dtype == np.int64
-    assert ((events.time_ms >= 0) & (events.time_ms < 4_102_444_800_000)).all()
+    heartbeat = np.array([key is None for key in events.key], np.bool_)
+    untimed = heartbeat & (events.time_ms == UNTIMED_MS)
+    assert (untimed | (events.time_ms >= 0) & (events.time_ms < 4_102_444_800_000)).all()
     assert (np.abs(events.value) <= LARGEST_VALUE).all()
     assert all(key is None or 0 < len(key) <= config.max_key_bytes for key in events.key)
     for rejected in rejects:
