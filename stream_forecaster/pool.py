@@ -354,10 +354,12 @@ class Pool:
         path, bucket = said.mean[:, None], np.array([group.bucket])
         size = self._calibration.expected_error(slots, path, spread, bucket)
         published = said.quantiles.T
+        members = [published]  # one alone, and nothing to weigh
         if self._distribution:
-            members = [of[:, 0] for of in self._of_counts(self._distribution, path, size, bucket)]
-        else:
-            members = [said.inside.T if self._lstm else published]
+            tracked = self._calibration.quantiles(path, size, bucket)
+            members = [tracked[:, 0], self._distribution.quantiles(path, bucket)[:, 0]]
+        elif self._lstm:
+            members = [said.inside.T]
         if self._lstm:
             members.append(said.outside.T)
         size = size[:, 0]
@@ -442,25 +444,23 @@ class Pool:
         predictions = np.empty((len(opinion.predictions), *mean.shape))
         for i, prediction in enumerate(opinion.predictions):
             predictions[i] = prediction
-        inside, mixed = self._quantiles(opinion)
+        first, mixed = self._quantiles(opinion)
         none = mixed[..., :0]
-        outside = none if opinion.outside is None else opinion.outside
-        if self._is_count or not self._lstm:
-            inside = none
-        quantiles, inside, outside = (
-            np.moveaxis(moved_along(of, opinion.mean, mean, is_count=self._is_count), 2, 0)
-            for of in (mixed, inside, outside)
+        inside, outside = (
+            moved_along(of, opinion.mean, mean, is_count=self._is_count)
+            for of in (
+                none if self._is_count or not self._lstm else first,
+                none if opinion.outside is None else opinion.outside,
+            )
         )
-        if self._is_count:
-            np.rint(quantiles, out=quantiles)
         said = Said(
             np.where(self._table.live[rows, None], mean, np.nan),
             self.expected_error(opinion.slots, mean, opinion.bucket),
             predictions,
             opinion.pooled,
-            quantiles,
-            inside,
-            outside,
+            np.moveaxis(self.agreed(mixed, opinion.mean, mean), 2, 0),
+            np.moveaxis(inside, 2, 0),
+            np.moveaxis(outside, 2, 0),
         )
         self._due.keep(rows, self.window.closed - 1, said)
 
@@ -498,30 +498,17 @@ class Pool:
         """(B, H, Q) around the opinion's mean: the first member's, and those of the mixture."""
         slots, mean, bucket = opinion.slots, opinion.mean, opinion.bucket
         size = self.expected_error(slots, mean, bucket)
+        members = [self._calibration.quantiles(mean, size, bucket)]
         if self._distribution:
-            members = self._of_counts(self._distribution, mean, size, bucket)
-        else:
-            members = [self._of_real_values(opinion, size)]
+            members.append(self._distribution.quantiles(mean, bucket))
+        if self._regression:  # which is believed as it learns
+            told = mean, size, opinion.predictions
+            regressed = self._regression.quantiles(slots, opinion.index, told, bucket)
+            trust = self._regression.trust[bucket][:, None]
+            members[0] += trust * (regressed - members[0])
         if opinion.outside is not None:
             members.append(opinion.outside)
         return members[0], self._mixture.quantiles(slots, members, size, bucket)
-
-    def _of_counts(
-        self, distribution: NegativeBinomial, mean: Float64, size: Float64, bucket: Int64
-    ) -> list[Float64]:
-        """The tracked quantiles (B, H, Q) of counts, and those of their distribution."""
-        tracked = self._calibration.quantiles(mean, size, bucket)
-        return [tracked, distribution.quantiles(mean, bucket)]
-
-    def _of_real_values(self, opinion: Opinion, size: Float64) -> Float64:
-        """(B, H, Q) tracked at first, and by regression once that has learned."""
-        mean, bucket = opinion.mean, opinion.bucket
-        quantiles = self._calibration.quantiles(mean, size, bucket)
-        if self._regression:
-            told = mean, size, opinion.predictions
-            regressed = self._regression.quantiles(opinion.slots, opinion.index, told, bucket)
-            quantiles += self._regression.trust[bucket][:, None] * (regressed - quantiles)
-        return quantiles
 
     def _view(
         self, slots: Slots, ahead: Int64, predictions: Sequence[Float64], pooled: Float64

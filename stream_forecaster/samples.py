@@ -21,6 +21,14 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 _LONG_AGO = np.iinfo(np.int64).min // 2
+_EMPTY: dict[str, float] = {
+    "candidates": np.nan,
+    "unit": 1.0,
+    "truth": np.nan,
+    "slot": -1,
+    "index": _LONG_AGO,
+}
+"""What a row that holds no sample holds, where it is not zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,26 +74,27 @@ class Samples:
             windows: (R,) buckets that the encoders read.
             horizon: H.
         """
-        n, r, h, m = capacity, len(windows), horizon, len(CANDIDATES)
-        return cls(
-            {
-                **{
-                    f"window.{i}": np.zeros((n, t, CHANNELS), np.float32)
-                    for i, t in enumerate(windows)
-                },
-                "statistics": np.zeros((n, r, STATISTICS), np.float32),
-                "present": np.zeros((n, r), np.bool_),
-                "candidates": np.full((n, h, m), np.nan, np.float32),
-                "losses": np.zeros((n, h, m), np.float32),
-                "clues": np.zeros((n, h, CLUES), np.float32),
-                "path": np.zeros((n, h)),
-                "unit": np.ones((n, h)),
-                "truth": np.full((n, h), np.nan, np.float32),
-                "slot": np.full(n, -1, np.int64),
-                "since": np.zeros(n, np.int64),  # the key's first bucket: another key's is later
-                "index": np.full(n, _LONG_AGO, np.int64),
-            }
-        )
+        r, h, m = len(windows), horizon, len(CANDIDATES)
+        rows: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+            **{f"window.{i}": ((t, CHANNELS), np.float32) for i, t in enumerate(windows)},
+            "statistics": ((r, STATISTICS), np.float32),
+            "present": ((r,), np.bool_),
+            "candidates": ((h, m), np.float32),
+            "losses": ((h, m), np.float32),
+            "clues": ((h, CLUES), np.float32),
+            "path": ((h,), np.float64),
+            "unit": ((h,), np.float64),
+            "truth": ((h,), np.float32),
+            "slot": ((), np.int64),
+            "since": ((), np.int64),  # the key's first bucket: another key's is later
+            "index": ((), np.int64),
+        }
+        arrays: dict[str, NDArray[Any]] = {
+            name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in rows.items()
+        }
+        for name, nothing in _EMPTY.items():
+            arrays[name][:] = nothing
+        return cls(arrays)
 
     @classmethod
     def joined(cls, parts: Sequence[tuple["Samples", Int64]]) -> Self:
@@ -136,16 +145,13 @@ class Samples:
     def forget(self, slot: int) -> None:
         """Erase the samples of the key in `slot`: what it did, and where labels would go."""
         rows = self.arrays["slot"] == slot
-        for array in self.arrays.values():
-            array[rows] = 0
-        self.arrays["candidates"][rows] = self.arrays["truth"][rows] = np.nan
-        self.arrays["unit"][rows] = 1.0
-        self.arrays["slot"][rows], self.arrays["index"][rows] = -1, _LONG_AGO
+        for name, array in self.arrays.items():
+            array[rows] = _EMPTY.get(name, 0)
 
     def leave(self) -> None:
         """Leave the present log for another: no more labels land."""
-        self.arrays["slot"][:] = -1
-        self.arrays["index"][:] = _LONG_AGO
+        for name in ("slot", "index"):
+            self.arrays[name][:] = _EMPTY[name]
 
     def _rows(self, rng: np.random.Generator, index: int, size: int) -> Int64:
         """Rows for `size` new samples: random ones of those that are complete."""

@@ -282,8 +282,9 @@ class Shard:
     def _forget(self, key: bytes) -> bool:
         """Erase all that is kept of a key; False if there is nothing."""
         slot = self._table.slot(key)
-        if slot is not None:
-            self._scales.forget(slot)
+        if slot is None:
+            return False
+        self._scales.forget(slot)
         return self._table.forget(key)
 
     def _issue(

@@ -5,7 +5,7 @@ waited for: whoever typed the command wants to know now.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
@@ -307,10 +307,7 @@ class EventWriter:
                 self._producer.send(self._topic, value=value, key=key, timestamp_ms=time_ms)
                 for key, value, time_ms in events
             ]
-            self._producer.flush(timeout=CALL_TIMEOUT_MS / 1_000)
-            for future in futures:
-                future.get(timeout=0)
-        return len(futures)
+            return self._delivered(futures)
 
     def forget(self, key: bytes) -> int:
         """Write a tombstone of `key` to every partition; return how many there are.
@@ -333,10 +330,14 @@ class EventWriter:
                 )
                 for partition in partitions
             ]
-            self._producer.flush(timeout=CALL_TIMEOUT_MS / 1_000)
-            for future in futures:
-                future.get(timeout=0)
-        return len(partitions)
+            return self._delivered(futures)
+
+    def _delivered(self, futures: Sequence[Any]) -> int:
+        """How many records these are, once all are acknowledged."""
+        self._producer.flush(timeout=CALL_TIMEOUT_MS / 1_000)
+        for future in futures:
+            future.get(timeout=0)
+        return len(futures)
 
     def close(self) -> None:
         """Let go of the connection; safe to call twice."""

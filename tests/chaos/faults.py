@@ -63,7 +63,11 @@ class Faults:
             return None
         self.drawn[request] += 1
         fault = self._random.choice([*Fault, None])
-        return fault or Delay(self._random.random() * _LONGEST_DELAY_S)
+        return fault or Delay(self.wait_s(_LONGEST_DELAY_S))
+
+    def wait_s(self, longest_s: float) -> float:
+        """How long something takes, at most so long."""
+        return self._random.random() * longest_s
 
     def hook(self, broker: Broker) -> None:
         """Let them befall an embedded broker's requests."""
@@ -142,7 +146,7 @@ class Proxy:
                 case Fault.LOSE_ANSWER:
                     forth.write(length + frame)
                     await forth.drain()
-                    await asyncio.sleep(random.random() * _ANSWER_WITHIN_S)
+                    await asyncio.sleep(self._faults.wait_s(_ANSWER_WITHIN_S))
                     return
                 case Delay(seconds):
                     await asyncio.sleep(seconds)
