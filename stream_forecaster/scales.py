@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from stream_forecaster.agreement import Agreement, Steps, drawn_in, steps_at
 from stream_forecaster.calendar import Calendar
@@ -100,6 +101,9 @@ class Scales:
             settings: all of them.
             learner: the shard's network; None: the experts alone.
         """
+        # One process per core: more threads of a product wait for each other. And the same bits
+        # whatever the machine.
+        threadpool_limits(1, user_api="blas")
         self._table, self._calendar, self.learner = table, calendar, learner
         self._resolutions = settings.resolutions
         self._is_count = settings.input.aggregate == "count"

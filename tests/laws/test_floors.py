@@ -126,6 +126,7 @@ ONLY_IN = {
     "prometheus_client": {"edge.telemetry"},
     "river": {"drift", "river_adapter"},
     "safetensors": {"archive"},
+    "threadpoolctl": {"scales"},
 }
 WORLD = frozenset(
     """asyncio fsspec glob io logging multiprocessing os pathlib random rich secrets shutil signal
