@@ -45,6 +45,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_forecaster.calendar import Calendar
+from stream_forecaster.compiled import compiled
 from stream_forecaster.config import Resolution
 from stream_forecaster.keys import KeyTable
 
@@ -295,9 +296,9 @@ def moved_along(quantiles: Float64, mean: Float64, agreed: Float64, *, is_count:
     """Quantiles (B, H, Q), moved along as their means (B, H) became `agreed`; they ascend still."""
     if not is_count:
         return quantiles + (agreed - mean)[:, :, None]
-    factor = np.ones_like(mean)
-    np.divide(agreed, mean, out=factor, where=mean > _NOTHING)
-    return quantiles * factor[:, :, None]
+    moved = np.empty(quantiles.shape)
+    _scale(quantiles, mean, agreed, moved)
+    return moved
 
 
 def drawn_in(
@@ -347,3 +348,16 @@ def _moved(parts: Float64, share: Float64, target: Float64, steps: Steps) -> Flo
     change = (target - _totals(parts, steps)) / np.where(evenly, steps.sizes, whole)
     share = np.where(np.repeat(evenly, steps.sizes, axis=1), 1.0, share)
     return parts + np.repeat(change, steps.sizes, axis=1) * share
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f8:3 f8:2 f8:2 > f8:3")
+def _scale(quantiles: Float64, mean: Float64, agreed: Float64, scaled: Float64) -> None:
+    """Quantiles (B, H, Q) by the factor between means (B, H); of nothing there is none."""
+    for b in range(len(mean)):
+        for h in range(mean.shape[1]):
+            factor = agreed[b, h] / mean[b, h] if mean[b, h] > _NOTHING else 1.0
+            for q in range(quantiles.shape[2]):
+                scaled[b, h, q] = quantiles[b, h, q] * factor

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster.compiled import compiled
 from stream_forecaster.fusion import FORGET, ExponentialWeights
 from stream_forecaster.keys import KeyTable, nested, under
-from stream_forecaster.scoring import pinball
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -72,8 +72,9 @@ class Calibration:
         if not len(landed):
             return
         scaled = np.clip(residual / unit, -_LARGEST, _LARGEST)
-        relative = scaled / self._width(landed)[:, bucket]
-        below = (relative[:, None] <= self._shape[bucket]).mean(axis=0)
+        relative = scaled / self._widths(landed)[:, bucket]
+        below = np.array([np.count_nonzero(relative <= level) for level in self._shape[bucket]])
+        below = below / len(landed)
         # Fast at first, slower as evidence grows; the far levels have further to go.
         rate = _RATE * (1 + 7 / np.sqrt(1 + self._residual[bucket, 1]))
         self._shape[bucket] += rate * (self._levels - below) * (0.3 + np.abs(self._shape[bucket]))
@@ -90,10 +91,8 @@ class Calibration:
         self._residual *= FORGET
 
     def unit(self, path: Float64, spread: Float64) -> Float64:
-        """The expected size of a residual; `path` (B, ...), `spread` broadcastable to it."""
-        if self._is_count:
-            return np.sqrt(np.maximum(path, 0.0) + _COUNT_FLOOR)
-        return np.broadcast_to(spread, path.shape)
+        """(B,) the size of a residual to expect of any key at this `path` with this `spread`."""
+        return np.sqrt(np.maximum(path, 0.0) + _COUNT_FLOOR) if self._is_count else spread
 
     def expected_error(
         self, slots: Int64 | slice, path: Float64, spread: Float64, bucket: Int64
@@ -106,7 +105,9 @@ class Calibration:
             spread: (B,) the keys' spreads.
             bucket: (H,) the horizon bucket of each step.
         """
-        return self._width(slots)[:, bucket] * self.unit(path, spread[:, None])
+        error = np.empty(path.shape)
+        _expect(self._widths(slots), path, spread, bucket, self._is_count, error)
+        return error
 
     def quantiles(self, path: Float64, size: Float64, bucket: Int64) -> Float64:
         """Quantiles (B, H, Q), ascending.
@@ -116,8 +117,10 @@ class Calibration:
             size: (B, H) their `expected_error`.
             bucket: (H,) the horizon bucket of each step.
         """
-        quantiles: Float64 = path[..., None] + size[..., None] * self._shape[bucket]
-        return np.maximum(quantiles, 0.0, out=quantiles) if self._is_count else quantiles
+        quantiles = np.empty((*path.shape, len(self._levels)))
+        least = 0.0 if self._is_count else -np.inf
+        _spread(path, size, bucket, self._shape, least, quantiles)
+        return quantiles
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""
@@ -127,7 +130,7 @@ class Calibration:
         """Take `arrays` back."""
         self._shape[:], self._residual[:] = arrays["shape"], arrays["residual"]
 
-    def _width(self, slots: Int64 | slice) -> Float64:
+    def _widths(self, slots: Int64 | slice) -> Float64:
         """(B, G) mean |residual| of each key in units, shrunk to the population's; never zero."""
         own = self._table[f"{self._prefix}.residual"][slots].astype(np.float64)
         total, weight = self._residual[:, 0], self._residual[:, 1]
@@ -177,9 +180,10 @@ class Mixture:
         if not len(landed):
             return
         published, size = said
-        heard = (np.where(np.isnan(member), members[0], member) for member in members)
-        losses = [pinball(truth, of, self._levels).mean(axis=1) / size for of in heard]
-        self._weights.learn(bucket, landed, np.stack(losses))
+        losses = np.empty((len(members), len(landed)))
+        for loss, member in zip(losses, members, strict=True):
+            _judge(truth, member, members[0], self._levels, size, loss)
+        self._weights.learn(bucket, landed, losses)
         if not self._is_count:
             # Not by what it would say today: that has heard of errors like the one it is to hold.
             below = (truth[:, None] <= published).mean(axis=0)
@@ -199,13 +203,10 @@ class Mixture:
         first, *others = members
         mixed, weights = first.copy(), self._weights.weights(slots)[1:]
         for weight, member in zip(weights, others, strict=True):
-            change = member - first
-            change *= weight[:, bucket, None]
-            np.add(mixed, change, out=mixed, where=~np.isnan(change))
+            _mix(first, member, weight, bucket, mixed)
         if self._is_count:
             return np.rint(mixed, out=mixed)
-        mixed += size[..., None] * self._shift[bucket]
-        mixed.sort(axis=2)
+        _shift(size, self._shift, bucket, mixed)
         return mixed
 
     def forget(self) -> None:
@@ -220,3 +221,71 @@ class Mixture:
         """Take `arrays` back."""
         self._shift[:] = arrays["shift"]
         self._weights.restore(under("weights", arrays))
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f8:2 f8:2 f8:1 i8:1 b1 > f8:2")
+def _expect(
+    width: Float64,
+    path: Float64,
+    spread: Float64,
+    bucket: Int64,
+    is_count: bool,  # noqa: FBT001  (loops have no keywords)
+    error: Float64,
+) -> None:
+    """Widths (B, G) times units: of paths (B, H) of counts, or spreads (B,)."""
+    for b in range(len(path)):
+        for h in range(len(bucket)):
+            unit = np.sqrt(max(path[b, h], 0.0) + _COUNT_FLOOR) if is_count else spread[b]
+            error[b, h] = width[b, bucket[h]] * unit
+
+
+@compiled("f8:2 f8:2 i8:1 f8:2 f8 > f8:3")
+def _spread(
+    path: Float64, size: Float64, bucket: Int64, shape: Float64, least: float, quantiles: Float64
+) -> None:
+    """Quantiles (B, H, Q) around a path (B, H), by sizes (B, H) times shapes (G, Q)."""
+    for b in range(len(path)):
+        for h in range(len(bucket)):
+            for q in range(shape.shape[1]):
+                quantiles[b, h, q] = max(path[b, h] + size[b, h] * shape[bucket[h], q], least)
+
+
+@compiled("f8:3 f8:3 f8:2 i8:1 > f8:3")
+def _mix(first: Float64, member: Float64, weight: Float64, bucket: Int64, mixed: Float64) -> None:
+    """Move quantiles (B, H, Q) from the first's to a member's, by its weight (B, G)."""
+    for b in range(len(mixed)):
+        for h in range(len(bucket)):
+            for q in range(mixed.shape[2]):
+                change = weight[b, bucket[h]] * (member[b, h, q] - first[b, h, q])
+                mixed[b, h, q] += 0.0 if np.isnan(change) else change
+
+
+@compiled("f8:2 f8:2 i8:1 > f8:3")
+def _shift(size: Float64, shift: Float64, bucket: Int64, quantiles: Float64) -> None:
+    """Move quantiles (B, H, Q) by shifts (G, Q) in sizes (B, H), and sort those that cross."""
+    for b in range(len(quantiles)):
+        for h in range(len(bucket)):
+            said = quantiles[b, h]
+            for q in range(len(said)):
+                moved, at = said[q] + size[b, h] * shift[bucket[h], q], q
+                while at and said[at - 1] > moved:
+                    said[at] = said[at - 1]
+                    at -= 1
+                said[at] = moved
+
+
+@compiled("f8:1 f8:2 f8:2 f8:1 f8:1 > f8:1")
+def _judge(
+    truth: Float64, member: Float64, first: Float64, levels: Float64, size: Float64, loss: Float64
+) -> None:
+    """Mean pinball losses (B,) of quantiles (B, Q), in expected errors (B,)."""
+    for b in range(len(truth)):
+        total = 0.0
+        for q in range(len(levels)):
+            said = first[b, q] if np.isnan(member[b, q]) else member[b, q]
+            miss = truth[b] - said
+            total += max(levels[q] * miss, (levels[q] - 1.0) * miss)
+        loss[b] = total / len(levels) / size[b]

@@ -47,8 +47,9 @@ class DLinear:
         """Take in bucket `index`, just closed: `value` (K,), NaN where missing."""
         self._scale.learn(index, value)
         slots = training_slots(index, len(value))
-        values, horizon = self._window.values(slots), self._horizon
-        row, centre, scale = self._row(slots, values[:, -self._lags - horizon : -horizon])
+        horizon = self._horizon
+        values = self._window.values(slots, self._lags + horizon)
+        row, centre, scale = self._row(slots, values[:, :-horizon])
         error = row @ self._weights - (values[:, -horizon:] - centre) / scale
         complete = ~np.isnan(error).any(axis=1)
         if complete.any():
@@ -58,8 +59,10 @@ class DLinear:
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         """(B, len(ahead))."""
         del index
-        row, centre, scale = self._row(slots, self._window.values(slots)[:, -self._lags :])
-        said: Float64 = centre + scale * (row @ self._weights[:, ahead - 1])
+        row, centre, scale = self._row(slots, self._window.values(slots, self._lags))
+        said: Float64 = row @ self._weights[:, ahead - 1]
+        said *= scale
+        said += centre
         return said
 
     def arrays(self) -> dict[str, NDArray[Any]]:

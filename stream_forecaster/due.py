@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster.compiled import compiled
 from stream_forecaster.keys import KeyTable
 
 Float64 = NDArray[np.float64]
@@ -110,15 +111,13 @@ class Due:
         kept = np.flatnonzero(self._is_kept(index))
         position = self._position(index)[kept]
         parts = (said.predictions, said.pooled[None], said.quantiles, said.inside, said.outside)
-        others = np.concatenate([part[..., kept] for part in parts])  # (..., B, kept)
-        mean, unit = said.mean[:, kept], said.unit[:, kept]
-        others -= mean
-        # A key that has hardly moved has an expected error of next to nothing.
-        farthest = np.fmax.reduce(np.abs(others))
-        unit = np.fmax(unit, farthest / _MOST)
-        others /= unit
-        self._table[self._means][rows, position] = np.stack([mean, unit], axis=2)
-        self._table[self._others][rows, position] = np.moveaxis(others, 0, 2)
+        others = np.concatenate([part.take(kept, axis=-1) for part in parts])  # (P, B, kept)
+        means = np.empty((*others.shape[1:], 2))
+        means[..., 0], means[..., 1] = said.mean[:, kept], said.unit[:, kept]
+        deviation = np.empty((*others.shape[1:], len(others)), np.float32)
+        _deviate(others, means, deviation)
+        self._table[self._means][rows, position] = means
+        self._table[self._others][rows, position] = deviation
 
     def land(self, index: int, truth: Float64) -> Iterator[Landed]:
         """The forecasts of bucket `index`, closed with `truth` (K,), one group per horizon bucket.
@@ -131,8 +130,10 @@ class Due:
         for bucket in np.flatnonzero(self._is_kept(issued)).tolist():
             position = positions[bucket]
             slots = np.flatnonzero(~np.isnan(truth) & ~np.isnan(means[:, position, 0]))
-            mean, unit = means[slots, position].astype(np.float64).T
-            rest = others[slots, position].astype(np.float64).T * unit + mean
+            mean, unit = means[slots, position].T.astype(np.float64, order="C")
+            rest = others[slots, position].T.astype(np.float64, order="C")
+            rest *= unit
+            rest += mean
             predictions, pooled, quantiles, inside, outside = np.split(rest, self._parts)
             if self._whole:
                 np.rint(quantiles, out=quantiles)
@@ -167,3 +168,23 @@ def _lots(block: Int64) -> Int64:
         bits ^= bits >> shift
         bits = bits * factor & 0xFFFFFFFF  # overflows, which leaves the low 32 bits as they are
     return bits
+
+
+@compiled("f8:3 > f8:3 f4:3")
+def _deviate(others: Float64, means: Float64, deviation: NDArray[np.float32]) -> None:
+    """What others (P, B, G) say, as deviations (B, G, P) from `means` (B, G, 2) in their units.
+
+    A key that has hardly moved has an expected error, its unit, of next to nothing; it is made as
+    large as the farthest deviation needs.
+    """
+    parts, rows, buckets = others.shape
+    for b in range(rows):
+        for g in range(buckets):
+            mean, unit = means[b, g, 0], means[b, g, 1]
+            for p in range(parts):
+                least = abs(others[p, b, g] - mean) / _MOST
+                if not least <= unit and not np.isnan(least):
+                    unit = least
+            means[b, g, 1] = unit
+            for p in range(parts):
+                deviation[b, g, p] = (others[p, b, g] - mean) / unit

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from stream_forecaster.calendar import DAY_MS, HOUR_MS, WEEK_MS, Calendar
+from stream_forecaster.compiled import compiled
 from stream_forecaster.config import Resolution
 from stream_forecaster.dlinear import DLinear
 from stream_forecaster.keys import KeyTable
@@ -210,11 +211,10 @@ class Seasonal(Expert):
 
     @override
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
-        profile, cell = self._table[self._column][slots], self._cell(index + ahead)
-        said = profile[:, cell]
-        if self._season.cycle == "day_type":
-            said = np.where(np.isnan(said), profile[:, cell % self._phases], said)
-        return said.astype(np.float64)
+        rows, cell = self._table.rows(slots), self._cell(index + ahead)
+        said = np.empty((len(rows), len(cell)))
+        _recall(self._table[self._column], rows, cell, cell % self._phases, said)
+        return said
 
     def _cell(self, index: Int64) -> Int64:
         """Where in the profile buckets (N,) are."""
@@ -275,8 +275,10 @@ class Population(Expert):
     @override
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         del index
-        age = self._table[self._column][slots]
-        return self._mean()[np.minimum(age[:, None] + ahead - 1, len(self._total) - 1)]
+        age = self._table[self._column][slots].astype(np.int64)
+        said = np.empty((len(age), len(ahead)))
+        _of_age(self._mean(), age, ahead, said)
+        return said
 
     @override
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -389,3 +391,25 @@ def _day_type(weekday: Int64) -> Int64:
 
 def _flat(level: NDArray[np.floating[Any]]) -> Float64:
     return level.astype(np.float64)[:, None]
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f4:2 i8:1 i8:1 i8:1 > f8:2")
+def _recall(
+    profile: NDArray[np.float32], rows: Int64, cell: Int64, instead: Int64, said: Float64
+) -> None:
+    """What profiles (K, P) of rows (B,) hold in cells (N,), or where that is NaN, `instead`."""
+    for b in range(len(rows)):
+        for n in range(len(cell)):
+            value = profile[rows[b], cell[n]]
+            said[b, n] = profile[rows[b], instead[n]] if np.isnan(value) else value
+
+
+@compiled("f8:1 i8:1 i8:1 > f8:2")
+def _of_age(mean: Float64, age: Int64, ahead: Int64, said: Float64) -> None:
+    """Of means by age the ones that keys of ages (B,) come to, so many steps (N,) ahead."""
+    for b in range(len(age)):
+        for n in range(len(ahead)):
+            said[b, n] = mean[min(age[b] + ahead[n] - 1, len(mean) - 1)]

@@ -18,12 +18,13 @@ Sources: Cesa-Bianchi and Lugosi 2006, chapters 2.11 and 5.2 (a fixed share keep
 alive, so that the weights can turn when the best one changes); Wolpert 1992 for stacking.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster.compiled import compiled
 from stream_forecaster.keys import KeyTable, nested, under
 
 Float64 = NDArray[np.float64]
@@ -44,7 +45,6 @@ _SOLVE_EVERY = 6
 _POOLED = 0.25
 """Of a stack's prior, for the population: its evidence is a mean over many keys, less noisy."""
 _NO_MASS = 1e-12
-_ALL = slice(None)
 FORGET = 0.1
 """The share of the evidence that is kept when a drift was detected."""
 
@@ -78,33 +78,29 @@ class ExponentialWeights:
         """
         if not len(landed):
             return
-        loss = np.minimum(loss, _LARGEST_LOSS)
-        worst = np.nanmax(loss, axis=0)
-        loss = np.where(np.isnan(loss), worst, loss)
-        own, count = self._table[f"{self._prefix}.loss"], self._table[f"{self._prefix}.landed"]
-        own[landed, bucket] = _DISCOUNT * own[landed, bucket] + loss.T
-        count[landed, bucket] = _DISCOUNT * count[landed, bucket] + 1
-        self._loss[bucket] = _DISCOUNT * self._loss[bucket] + loss.mean(axis=1)
+        total = np.zeros(len(loss))
+        _take_in(bucket, landed, loss, *self._own(), total)
+        self._loss[bucket] = _DISCOUNT * self._loss[bucket] + total / len(landed)
         self._landed[bucket] = _DISCOUNT * self._landed[bucket] + 1
 
-    def losses(self, slots: Slots, buckets: slice = _ALL) -> Float64:
+    def losses(self, slots: Slots) -> Float64:
         """Mean landed losses (B, G, M), a key's own shrunk to the population's."""
-        own = self._table[f"{self._prefix}.loss"][slots, buckets].astype(np.float64)
-        count = self._table[f"{self._prefix}.landed"][slots, buckets].astype(np.float64)[..., None]
-        population = self._loss[buckets] / np.maximum(self._landed[buckets], 1.0)[:, None]
-        mean: Float64 = (own + _PRIOR_BUCKETS * population) / (count + _PRIOR_BUCKETS)
+        own, landed = self._own()
+        count = landed[slots].astype(np.float64)[..., None]
+        mean: Float64 = (own[slots] + _PRIOR_BUCKETS * self._population()) / (
+            count + _PRIOR_BUCKETS
+        )
         return mean
 
-    def weights(self, slots: Slots, buckets: slice = _ALL) -> Float64:
-        """Weights (M, B, G) in some horizon buckets, summing to one over the experts."""
-        mean = self.losses(slots, buckets)
-        count = self._table[f"{self._prefix}.landed"][slots, buckets].astype(np.float64)[..., None]
-        best = mean.min(axis=2, keepdims=True)
-        evidence = np.sqrt(count + np.minimum(self._landed[buckets], _PRIOR_BUCKETS)[:, None])
-        weight = np.exp(-self._sharpness * evidence * (mean - best) / (best + 1e-6))
-        weight /= weight.sum(axis=2, keepdims=True)
-        shared: Float64 = (1 - _SHARE) * weight + _SHARE / weight.shape[2]
-        return np.moveaxis(shared, 2, 0)
+    def weights(self, slots: Slots, bucket: int | None = None) -> Float64:
+        """Weights (M, B, G) summing to one over the experts; of one `bucket` (M, B, 1)."""
+        rows, (buckets, experts) = self._table.rows(slots), self._loss.shape
+        first, last = (0, buckets) if bucket is None else (bucket, bucket + 1)
+        weights = np.empty((experts, len(rows), last - first))
+        _weigh(
+            *self._own(), rows, self._population(), self._landed, first, self._sharpness, weights
+        )
+        return weights
 
     def forget(self) -> None:
         """Keep a tenth of the evidence: what was learned before a drift counts for less."""
@@ -112,6 +108,15 @@ class ExponentialWeights:
         self._table[f"{self._prefix}.landed"][:] *= FORGET
         self._loss *= FORGET
         self._landed *= FORGET
+
+    def _own(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Of every key (K, G, M) sums of losses, (K, G) how many landed, both discounted."""
+        return self._table[f"{self._prefix}.loss"], self._table[f"{self._prefix}.landed"]
+
+    def _population(self) -> Float64:
+        """(G, M) its mean losses."""
+        mean: Float64 = self._loss / np.maximum(self._landed, 1.0)[:, None]
+        return mean
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""
@@ -217,12 +222,12 @@ class Stack:
 
     def weights(self, slots: Slots) -> Float64:
         """Weights (M, B, G) of the deviations."""
-        rows = np.arange(self._table.size)[slots] if isinstance(slots, slice) else slots
-        weight = np.tile(self._weight, (len(rows), 1, 1))  # (B, G, M)
+        rows = self._table.rows(slots)
+        weights = np.repeat(self._weight.T[:, None], len(rows), axis=1)
         first = np.flatnonzero(rows < _OWN_KEYS)
-        own = self._column("weight")[rows[first]].astype(np.float64)
-        weight[first] = np.where(np.isnan(own), weight[first], own)
-        return np.moveaxis(weight, 2, 0)
+        own = np.moveaxis(self._column("weight")[rows[first]].astype(np.float64), 2, 0)
+        weights[:, first] = np.where(np.isnan(own), weights[:, first], own)
+        return weights
 
     def forget(self) -> None:
         """Keep a tenth of the evidence."""
@@ -282,20 +287,16 @@ class Fusion:
         """
         error = (predictions - truth) / spread
         self._exponential.learn(bucket, slots, error**2)
-        weight = self._exponential.weights(slots, slice(bucket, bucket + 1))[:, :, 0]
-        weight *= ~np.isnan(predictions)
-        mass = np.maximum(weight.sum(axis=0), _NO_MASS)
-        anchor = (weight * or_zero(predictions)).sum(axis=0) / mass
-        deviation = or_zero((predictions - anchor) / spread)
-        self._stack.learn(bucket, slots, deviation, (truth - anchor) / spread)
+        weight = self._exponential.weights(slots, bucket)[:, :, 0]
+        deviation, residual = np.empty_like(error), np.empty(len(slots))
+        _anchor(weight, error, deviation, residual)
+        self._stack.learn(bucket, slots, deviation, residual)
 
     def settle(self, index: int) -> None:
         """Solve the regressions now and then."""
         self._stack.settle(index)
 
-    def fuse(
-        self, slots: Slots, predictions: Sequence[Float64], bucket: Int64
-    ) -> tuple[Float64, Float64]:
+    def fuse(self, slots: Slots, predictions: Float64, bucket: Int64) -> tuple[Float64, Float64]:
         """The fused path (B, H), and the weights (M, B, G) with which experts spoke.
 
         One that has no opinion on some step of a horizon bucket is not heard on all of it. Where
@@ -303,18 +304,13 @@ class Fusion:
 
         Args:
             slots: which keys.
-            predictions: M arrays (B, H) or (B, 1), NaN for no opinion.
+            predictions: (M, B, H), NaN for no opinion.
             bucket: (H,) the horizon bucket of each step.
         """
-        member = (bucket[:, None] == np.arange(self._buckets)).astype(np.float32)  # (H, G)
-        known = np.ones((len(predictions), len(predictions[0]), self._buckets))
-        for opinion, prediction in zip(known, predictions, strict=True):
-            silent = np.isnan(prediction)
-            if silent.any():
-                opinion[:] = ~silent if silent.shape[1] == 1 else silent @ member == 0
-        exponential, stacked = self._exponential.weights(slots), self._stack.weights(slots)
-        weights = _mixed(known * exponential, known * stacked)
-        return _weighted(predictions, weights, bucket), weights
+        weights, stacked = self._exponential.weights(slots), self._stack.weights(slots)
+        path = np.empty(predictions.shape[1:])
+        _fuse(predictions, bucket, stacked, weights, path)
+        return path, weights
 
     def weights(self, slots: Slots) -> Float64:
         """The weights (M, B, G) that experts have where all have an opinion."""
@@ -344,26 +340,117 @@ class Fusion:
 
 def _mixed(exponential: Float64, stacked: Float64) -> Float64:
     """Both kinds of weights (M, ...) into one: the stack bends the exponentially weighted mean."""
-    part = (1 - stacked.sum(axis=0) / 2) / np.maximum(exponential.sum(axis=0), _NO_MASS)
-    exponential *= part
-    mixed: Float64 = np.add(exponential, stacked / 2, out=exponential)
+    mixed: Float64 = exponential * (1 - stacked.sum(axis=0) / 2) + stacked / 2
     return mixed
-
-
-def _weighted(predictions: Sequence[Float64], weights: Float64, bucket: Int64) -> Float64:
-    """The sum (B, H) of weight times path; the flat paths are added up by horizon bucket."""
-    flat = np.zeros(weights.shape[1:])
-    steep = np.zeros((len(flat), len(bucket)))
-    for prediction, weight in zip(predictions, weights, strict=True):
-        path = or_zero(prediction)
-        if path.shape[1] == 1:
-            flat += weight * path
-        else:
-            steep += weight[:, bucket] * path
-    steep += flat[:, bucket]
-    return steep
 
 
 def or_zero(opinion: Float64) -> Float64:
     """The same with 0 for no opinion, which is NaN: a fifth of the time of `np.nan_to_num`."""
     return np.where(np.isnan(opinion), 0.0, opinion)
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("i8 i8:1 f8:2 > f4:3 f4:2 f8:1")
+def _take_in(
+    bucket: int,
+    landed: Int64,
+    loss: Float64,
+    own: NDArray[np.float32],
+    count: NDArray[np.float32],
+    total: Float64,
+) -> None:
+    """Add losses (M, B) to sums (K, G, M) and counts (K, G) of slots (B,), and to a total (M,)."""
+    for b in range(len(landed)):
+        slot, worst = landed[b], 0.0
+        for m in range(len(loss)):
+            worst = max(worst, loss[m, b])
+        for m in range(len(loss)):
+            felt = min(worst if np.isnan(loss[m, b]) else loss[m, b], _LARGEST_LOSS)
+            own[slot, bucket, m] = _DISCOUNT * own[slot, bucket, m] + felt
+            total[m] += felt
+        count[slot, bucket] = _DISCOUNT * count[slot, bucket] + 1
+
+
+@compiled("f4:3 f4:2 i8:1 f8:2 f8:1 i8 f8 > f8:3")
+def _weigh(  # noqa: PLR0913, PLR0917  (what weights are made of)
+    own: NDArray[np.float32],
+    count: NDArray[np.float32],
+    rows: Int64,
+    population: Float64,
+    landed: Float64,
+    first: int,
+    sharpness: float,
+    weights: Float64,
+) -> None:
+    """Weights (M, B, some of G) of rows (B,) by their losses, the population's being (G, M)."""
+    experts, _, buckets = weights.shape
+    mean = np.empty(experts)
+    for b in range(len(rows)):
+        for g in range(buckets):
+            heard = np.float64(count[rows[b], first + g])
+            best = np.inf
+            for m in range(experts):
+                prior = _PRIOR_BUCKETS * population[first + g, m]
+                mean[m] = (own[rows[b], first + g, m] + prior) / (heard + _PRIOR_BUCKETS)
+                best = min(best, mean[m])
+            evidence = np.sqrt(heard + min(landed[first + g], _PRIOR_BUCKETS))
+            factor, mass = -sharpness * evidence / (best + 1e-6), 0.0
+            for m in range(experts):
+                mean[m] = np.exp(factor * (mean[m] - best))
+                mass += mean[m]
+            for m in range(experts):
+                weights[m, b, g] = (1 - _SHARE) * mean[m] / mass + _SHARE / experts
+
+
+@compiled("f8:2 f8:2 > f8:2 f8:1")
+def _anchor(weight: Float64, error: Float64, deviation: Float64, residual: Float64) -> None:
+    """Errors (M, B) as deviations from their weighted mean, and what that missed (B,).
+
+    No opinion, NaN, has no weight and does not deviate.
+    """
+    mass = np.zeros(len(residual))
+    residual[:] = 0.0
+    for m in range(len(error)):
+        for b in range(len(residual)):
+            if not np.isnan(error[m, b]):
+                mass[b] += weight[m, b]
+                residual[b] -= weight[m, b] * error[m, b]
+    for b in range(len(residual)):
+        residual[b] /= max(mass[b], _NO_MASS)
+    for m in range(len(error)):
+        for b in range(len(residual)):
+            deviation[m, b] = 0.0 if np.isnan(error[m, b]) else error[m, b] + residual[b]
+
+
+@compiled("f8:3 i8:1 > f8:3 f8:3 f8:2")
+def _fuse(  # noqa: C901  (a loop in a loop)
+    predictions: Float64, bucket: Int64, stacked: Float64, weights: Float64, path: Float64
+) -> None:
+    """Bend `weights` (M, B, G) by what is `stacked` (M, B, G), and weigh predictions (M, B, H).
+
+    Both are zero then of those who are not heard.
+    """
+    experts, rows, buckets = weights.shape
+    mass, bent = np.empty(buckets), np.empty(buckets)
+    for b in range(rows):
+        mass[:], bent[:], path[b] = 0.0, 0.0, 0.0
+        for m in range(experts):
+            silent = 0
+            for h in range(len(bucket)):
+                silent += np.isnan(predictions[m, b, h])
+            for h in range(len(bucket) if silent else 0):
+                if np.isnan(predictions[m, b, h]):
+                    weights[m, b, bucket[h]] = stacked[m, b, bucket[h]] = 0.0
+            for g in range(buckets):
+                mass[g] += weights[m, b, g]
+                bent[g] += stacked[m, b, g]
+        for g in range(buckets):
+            mass[g] = (1 - bent[g] / 2) / max(mass[g], _NO_MASS)
+        for m in range(experts):
+            for g in range(buckets):
+                weights[m, b, g] = mass[g] * weights[m, b, g] + stacked[m, b, g] / 2
+            for h in range(len(bucket)):
+                said = predictions[m, b, h]
+                path[b, h] += weights[m, b, bucket[h]] * (0.0 if np.isnan(said) else said)

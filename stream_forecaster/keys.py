@@ -124,6 +124,10 @@ class KeyTable:
             raise ValueError(f"slot {slot} is free")
         return key
 
+    def rows(self, slots: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        """(B,) the slots themselves."""
+        return np.arange(self.size)[slots] if isinstance(slots, slice) else slots
+
     def slot(self, key: bytes) -> int | None:
         """The slot of `key`, if it has one."""
         return self._slot.get(key)

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster.compiled import compiled
+
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
@@ -32,9 +34,11 @@ _PRIOR = 20.0
 _BEGIN, _LEAST, _MOST = 0.2, 0.01, 10.0
 """Dispersions. The least is a Poisson distribution in all but name."""
 _SOLVE_EVERY = 6
-_MEANS = np.geomspace(0.001, 64.0, 160)
+_SMALLEST, _LARGEST, _STEPS = 0.001, 64.0, 159
+"""Means in the table, and the steps between them, which are factors."""
+_MEANS = np.geomspace(_SMALLEST, _LARGEST, _STEPS + 1)
 _LARGEST_COUNT = 512
-_PER_STEP = (len(_MEANS) - 1) / np.log(_MEANS[-1] / _MEANS[0])
+_PER_STEP = float(_STEPS / np.log(_LARGEST / _SMALLEST))
 
 
 class NegativeBinomial:
@@ -49,7 +53,7 @@ class NegativeBinomial:
 
     def learn(self, bucket: int, mean: Float64, truth: Float64) -> None:
         """Take in forecasts (B,) of one horizon bucket that have come due, and what was true."""
-        small = (mean > _MEANS[0]) & (mean <= _MEANS[-1])
+        small = (mean > _SMALLEST) & (mean <= _LARGEST)
         if not small.any():
             return
         mean, truth = mean[small], truth[small]
@@ -72,12 +76,8 @@ class NegativeBinomial:
 
     def quantiles(self, mean: Float64, bucket: Int64) -> Float64:
         """Quantiles (B, H, Q), ascending, of means (B, H) in horizon buckets (H,); NaN if large."""
-        at = np.log(np.maximum(mean, _MEANS[0]) / _MEANS[0]) * _PER_STEP
-        below = np.minimum(at.astype(np.int64), len(_MEANS) - 2)
-        part = (at - below)[..., None]
-        part[mean > _MEANS[-1]] = np.nan
-        quantiles: Float64 = self._tables[bucket, below + 1] * part
-        quantiles += self._tables[bucket, below] * (1 - part)
+        quantiles = np.empty((*mean.shape, len(self._levels)))
+        _look_up(mean, bucket, self._tables, quantiles)
         return quantiles
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -101,18 +101,37 @@ def spread_quantiles(mean: Float64, dispersion: float, levels: Float64) -> Float
     The mass of each count is spread evenly over the half unit to either side of it. Beyond the
     largest count of the table there is none.
     """
-    size, count = 1 / dispersion, np.arange(1, _LARGEST_COUNT + 1)
-    ratio = mean / (mean + size)  # (N,)
-    log_mass = np.empty((len(mean), _LARGEST_COUNT + 1))
-    log_mass[:, 0] = size * np.log1p(-ratio)
-    log_mass[:, 1:] = np.log((count - 1 + size) / count) + np.log(ratio)[:, None]
-    mass = np.exp(np.cumsum(log_mass, axis=1))
-    upto = np.cumsum(mass, axis=1)
     quantiles = np.empty((len(mean), len(levels)))
-    rows = np.arange(len(mean))
-    for q, level in enumerate(levels):
-        at = np.minimum((upto < level).sum(axis=1), _LARGEST_COUNT)
-        before = upto[rows, at] - mass[rows, at]
-        part = np.clip((level - before) / np.maximum(mass[rows, at], 1e-300), 0.0, 1.0)
-        quantiles[:, q] = np.maximum(at - 0.5 + part, 0.0)
+    _tabulate(mean, dispersion, levels, quantiles)
     return quantiles
+
+
+@compiled("f8:2 i8:1 f8:3 > f8:3")
+def _look_up(mean: Float64, bucket: Int64, tables: Float64, quantiles: Float64) -> None:
+    """Quantiles (B, H, Q) of means (B, H), between those of tables (G, N, Q)."""
+    for b in range(len(mean)):
+        for h in range(len(bucket)):
+            if mean[b, h] > _LARGEST:
+                quantiles[b, h] = np.nan
+                continue
+            at = np.log(max(mean[b, h], _SMALLEST) / _SMALLEST) * _PER_STEP
+            below = min(int(at), _STEPS - 1)
+            part, table = at - below, tables[bucket[h]]
+            for q in range(quantiles.shape[2]):
+                quantiles[b, h, q] = (1 - part) * table[below, q] + part * table[below + 1, q]
+
+
+@compiled("f8:1 f8 f8:1 > f8:2")
+def _tabulate(mean: Float64, dispersion: float, levels: Float64, quantiles: Float64) -> None:
+    """Add up the masses of one count after the other, until every level (Q,) is reached."""
+    size = 1 / dispersion
+    for n in range(len(mean)):
+        ratio = mean[n] / (mean[n] + size)
+        count, before, mass = 0, 0.0, np.exp(size * np.log1p(-ratio))
+        for q in range(len(levels)):
+            while before + mass < levels[q] and count < _LARGEST_COUNT:
+                before += mass
+                count += 1
+                mass *= ratio * (count - 1 + size) / count
+            part = min(max((levels[q] - before) / max(mass, 1e-300), 0.0), 1.0)
+            quantiles[n, q] = max(count - 0.5 + part, 0.0)

@@ -103,7 +103,7 @@ class Opinion:
         slots: which keys.
         index: (H,) the buckets of time that are forecast.
         bucket: (H,) the horizon bucket of each step.
-        predictions: of the M forecasters, the network's last: (B, H), or (B, 1) if flat.
+        predictions: (M, B, H) of the forecasters, the network's last; NaN for no opinion.
         pooled: (B, H) the experts fused.
         mean: (B, H) and the network's paths with them.
         weights: (B, M) with which they spoke, averaged over the horizon.
@@ -113,7 +113,7 @@ class Opinion:
     slots: Slots
     index: Int64
     bucket: Int64
-    predictions: Sequence[Float64]
+    predictions: Float64
     pooled: Float64
     mean: Float64
     weights: Float64
@@ -125,7 +125,7 @@ class Opinion:
             slots,
             self.index,
             self.bucket,
-            [prediction[rows] for prediction in self.predictions],
+            self.predictions[:, rows],
             self.pooled[rows],
             self.mean[rows],
             self.weights[rows],
@@ -139,11 +139,11 @@ class Opinion:
             self.slots,
             self.index[steps],
             self.bucket[steps],
-            [p if p.shape[1] == 1 else p[:, steps] for p in self.predictions],
-            self.pooled[:, steps],
-            self.mean[:, steps],
+            self.predictions.take(steps, axis=2),
+            self.pooled.take(steps, axis=1),
+            self.mean.take(steps, axis=1),
             self.weights,
-            None if self.outside is None else self.outside[:, steps],
+            None if self.outside is None else self.outside.take(steps, axis=1),
         )
 
 
@@ -417,7 +417,7 @@ class Pool:
             absolute, residual, outside = self._lstm.answer(view)
             if self._is_count:
                 np.maximum(outside, 0.0, out=outside)
-            predictions += [absolute, residual]
+            predictions[-2], predictions[-1] = absolute, residual
             share = self._final.weights(slots)
             mean = pooled + share[0][:, bucket] * or_zero(absolute - pooled)
             mean += share[1][:, bucket] * or_zero(residual - pooled)
@@ -440,10 +440,7 @@ class Pool:
             mean: (B, G or H) what is published, after all resolutions have agreed.
         """
         if mean.shape[1] != len(self._horizons):
-            opinion, mean = opinion.at(self._horizons), mean[:, self._horizons - 1]
-        predictions = np.empty((len(opinion.predictions), *mean.shape))
-        for i, prediction in enumerate(opinion.predictions):
-            predictions[i] = prediction
+            opinion, mean = opinion.at(self._horizons), mean.take(self._horizons - 1, axis=1)
         first, mixed = self._quantiles(opinion)
         none = mixed[..., :0]
         inside, outside = (
@@ -456,7 +453,7 @@ class Pool:
         said = Said(
             np.where(self._table.live[rows, None], mean, np.nan),
             self.expected_error(opinion.slots, mean, opinion.bucket),
-            predictions,
+            opinion.predictions,
             opinion.pooled,
             np.moveaxis(self.agreed(mixed, opinion.mean, mean), 2, 0),
             np.moveaxis(inside, 2, 0),
@@ -488,11 +485,17 @@ class Pool:
         predictions, pooled, _ = self._fused(slots, self._ahead)
         self._lstm.learn(self._view(slots, self._ahead, predictions, pooled))
 
-    def _fused(self, slots: Slots, ahead: Int64) -> tuple[list[Float64], Float64, Float64]:
-        """What the experts say, the path (B, H) that comes of it, and their weights (M, B, G)."""
+    def _fused(self, slots: Slots, ahead: Int64) -> tuple[Float64, Float64, Float64]:
+        """What forecasters say (M, B, H), with room for the network's, and what comes of it.
+
+        That is the path (B, H), and the experts' weights (M, B, G).
+        """
         index, bucket = self.window.closed - 1, self._bucket[ahead - 1]
-        predictions = [expert.predict(slots, index, ahead) for expert in self._experts]
-        return predictions, *self._fusion.fuse(slots, predictions, bucket)
+        rows, m = self._table.rows(slots), len(self._experts)
+        predictions = np.empty((len(self.experts), len(rows), len(ahead)))
+        for said, expert in zip(predictions, self._experts, strict=False):
+            said[:] = expert.predict(slots, index, ahead)
+        return predictions, *self._fusion.fuse(slots, predictions[:m], bucket)
 
     def _quantiles(self, opinion: Opinion) -> tuple[Float64, Float64]:
         """(B, H, Q) around the opinion's mean: the first member's, and those of the mixture."""
@@ -510,16 +513,14 @@ class Pool:
             members.append(opinion.outside)
         return members[0], self._mixture.quantiles(slots, members, size, bucket)
 
-    def _view(
-        self, slots: Slots, ahead: Int64, predictions: Sequence[Float64], pooled: Float64
-    ) -> View:
+    def _view(self, slots: Slots, ahead: Int64, predictions: Float64, pooled: Float64) -> View:
         bucket = self._bucket[ahead - 1]
         return View(
             slots,
             self.window.closed - 1,
             ahead,
             bucket,
-            dict(zip(self._names, predictions, strict=True)),
+            dict(zip(self._names, predictions, strict=False)),
             self._fusion.losses(slots),
             pooled,
             self.expected_error(slots, pooled, bucket),
@@ -546,7 +547,7 @@ class Pool:
 
     def moved(self, slots: Slots, mean: Float64) -> NDArray[np.bool_]:
         """(B,) whose mean (B, H) is not what was last sent, by a tenth of its expected error."""
-        now, bucket = mean[:, self._horizons - 1], np.arange(len(self._horizons))
+        now, bucket = mean.take(self._horizons - 1, axis=1), np.arange(len(self._horizons))
         unit = self.expected_error(slots, now, bucket)
         # Never sent is NaN and counts as moved.
         moved = ~(np.abs(now - self._column("sent")[slots]) <= _MOVED * unit)
@@ -555,7 +556,7 @@ class Pool:
 
     def mark_sent(self, slots: Int64, mean: Float64) -> None:
         """Note that the forecasts of slots (B,) are published, with these means (B, H)."""
-        self._column("sent")[slots] = mean[:, self._horizons - 1]
+        self._column("sent")[slots] = mean.take(self._horizons - 1, axis=1)
 
     # -- look at ---------------------------------------------------------------------------------
 

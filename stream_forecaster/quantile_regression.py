@@ -24,7 +24,7 @@ Sources: Koenker and Bassett 1978, quantile regression; the Newton step as in co
 2023, with the density by a uniform kernel.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Any
 
@@ -156,7 +156,7 @@ class QuantileRegression:
         self,
         slots: Slots,
         index: Int64,
-        said: tuple[Float64, Float64, Sequence[Float64]],
+        said: tuple[Float64, Float64, Float64],
         bucket: Int64,
     ) -> Float64:
         """Quantiles (B, H, Q), ascending.
@@ -164,14 +164,13 @@ class QuantileRegression:
         Args:
             slots: which keys (B,).
             index: (H,) the buckets of time that are forecast.
-            said: the path (B, H), its expected error (B, H), and M predictions (B, H) or (B, 1).
+            said: the path (B, H), its expected error (B, H), and predictions (M, B, H).
             bucket: (H,) the horizon bucket of each step.
         """
         path, size, predictions = said
-        paths = np.stack([np.broadcast_to(p, path.shape) for p in predictions])
-        _, log_scale = self._scale(slots, index, path, size, paths, bucket)
+        _, log_scale = self._scale(slots, index, path, size, predictions, bucket)
         sigma = size * np.exp(log_scale)
-        features = _features(path, sigma, paths)
+        features = _features(path, sigma, predictions)
         relative = np.empty((*path.shape, len(self._levels)))
         for own in np.unique(bucket).tolist():
             steps = bucket == own

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from stream_forecaster.calendar import DAY_MS, WEEK_MS, Calendar
+from stream_forecaster.compiled import compiled
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.windows import Window
 
@@ -145,26 +146,18 @@ class Features:
             ago.append(phases[(phases >= self.lags) & (phases < self.room)])
         if season < week <= self.room and self.lags < week:  # the next steps, a week ago
             ago.append(week - np.arange(1, min(horizon, week - self.lags) + 1))
-        self._far = self.room - 1 - np.concatenate([*ago, np.empty(0, np.int64)])
+        newest = np.arange(self.lags)[::-1]
+        self._seen = self.room - 1 - np.concatenate([newest, *ago])
         self._harmonics = Harmonics(calendar, self._step_ms)
-        self.size = self.lags + len(self._far) + self._harmonics.size + 2
+        self.size = len(self._seen) + self._harmonics.size + 2
 
     def __call__(self, room: Float64, index: int, scale: Float64) -> tuple[Float64, Float64]:
         """Features (B, size) at origin `index`, NaN where too little is known; anchors (B,)."""
-        known = ~np.isnan(room)
-        mean = np.where(known, room, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-        newest = self.room - 1 - np.argmax(known[:, ::-1], axis=1)
-        anchor = room[np.arange(len(room)), newest]
-        enough = 2 * known[:, -self.lags :].sum(axis=1) >= self.lags
-        unit = np.where(enough, scale, np.nan)[:, None]
-        near = np.where(known, room - anchor[:, None], 0.0)
-        out = np.empty((len(room), self.size))
-        past = self.lags + len(self._far)
-        out[:, : self.lags], out[:, self.lags : past] = near[:, -self.lags :], near[:, self._far]
-        out[:, past] = mean - anchor
-        out[:, : past + 1] /= unit
-        out[:, past + 1] = 1.0
-        out[:, past + 2 :] = self._harmonics(index)
+        out, anchor = np.empty((len(room), self.size)), np.empty(len(room))
+        _describe(room, self._seen, self.lags, scale, out, anchor)
+        past = len(self._seen) + 1
+        out[:, past] = 1.0
+        out[:, past + 1 :] = self._harmonics(index)
         return out, anchor
 
     def _steps(self, period_ms: int) -> int:
@@ -190,8 +183,8 @@ class Ridge:
     def learn(self, index: int, value: Float64) -> None:
         """Take in bucket `index`, just closed: `value` (K,), NaN where missing."""
         slots, horizon = self._training(index, len(value)), len(self._ahead)
-        values = self._window.values(slots)
-        room = values[:, -self._room - horizon : -horizon]
+        values = self._window.values(slots, self._room + horizon)
+        room = values[:, :-horizon]
         row, anchor, scale = self._row(slots, room, index - horizon, self._ahead)
         label = (values[:, -horizon:] - anchor) / scale
         complete = ~(np.isnan(row[:, 0]) | np.isnan(label).any(axis=1))
@@ -202,9 +195,11 @@ class Ridge:
 
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         """(B, len(ahead))."""
-        room = self._window.values(slots)[:, -self._room :]
+        room = self._window.values(slots, self._room)
         row, anchor, scale = self._row(slots, room, index, ahead)
-        said: Float64 = anchor + scale * (row @ self._weights[:, ahead - 1])
+        said: Float64 = row @ self._weights[:, ahead - 1]
+        said *= scale
+        said += anchor
         return said
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -300,7 +295,7 @@ class RidgePerKey(RidgeAr):
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         slots = np.arange(self._table.size)[slots]
         own = slots < _KEYS
-        room = self._window.values(slots[own])[:, -self._room :]
+        room = self._window.values(slots[own], self._room)
         row, anchor, scale = self._row(slots[own], room, index, ahead)
         weights = self._own("weights")[slots[own]][:, :, ahead - 1]
         said = np.full((len(slots), len(ahead)), np.nan)
@@ -333,3 +328,31 @@ class RidgePerKey(RidgeAr):
         """(up to 64, F, ...)."""
         column: NDArray[np.float32] = self._table[f"{self._prefix}.{name}"]
         return column
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f8:2 i8:1 i8 f8:1 > f8:2 f8:1")
+def _describe(
+    room: Float64, seen: Int64, lags: int, scale: Float64, out: Float64, anchor: Float64
+) -> None:
+    """Some buckets (S,) of a room (B, R) and its mean, relative to the newest known: (B, S + 1).
+
+    In scales (B,); NaN where of the newest lags less than half are known.
+    """
+    size = room.shape[1]
+    for b in range(len(room)):
+        total, known, recent, newest = 0.0, 0, 0, np.nan
+        for r in range(size):
+            if not np.isnan(room[b, r]):
+                newest = room[b, r]
+                total += newest
+                known += 1
+                recent += r >= size - lags
+        unit = scale[b] if 2 * recent >= lags else np.nan
+        for s in range(len(seen)):
+            value = room[b, seen[s]]
+            out[b, s] = (0.0 if np.isnan(value) else value - newest) / unit
+        out[b, len(seen)] = (total / max(known, 1) - newest) / unit
+        anchor[b] = newest

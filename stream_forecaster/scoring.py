@@ -11,6 +11,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster.compiled import compiled
+
 Float64 = NDArray[np.float64]
 
 PUBLISHED = "published"
@@ -112,20 +114,22 @@ class Score:
             points: (F, B) what each forecaster had said.
             quantiles: (B, Q) the published quantiles.
         """
-        self.spoken[:, bucket] += np.count_nonzero(~np.isnan(points), axis=1)
-        for fallback in (points[self.forecasters.index(NAIVE)], points[0]):
-            points = np.where(np.isnan(points), fallback, points)
-        error = points - truth
+        naive = self.forecasters.index(NAIVE)
+        levels = np.array(self.levels)
+        by_forecaster, by_level = np.zeros((len(points), 3)), np.zeros((len(levels), 3))
+        _judge(truth, points, naive, by_forecaster)
+        _judge_quantiles(truth, quantiles, levels, by_level)
+        for total, news in zip(
+            (self.spoken, self.absolute, self.squared), by_forecaster.T, strict=True
+        ):
+            total[:, bucket] += news
+        for total, news in zip((self.pinball, self.below, self.at_most), by_level.T, strict=True):
+            total[bucket] += news
         self.count[bucket] += len(truth)
-        self.absolute[:, bucket] += np.abs(error).sum(axis=1)
-        self.squared[:, bucket] += (error**2).sum(axis=1)
         self.magnitude[bucket] += np.abs(truth).sum()
-        self.pinball[bucket] += pinball(truth, quantiles, np.array(self.levels)).sum(axis=0)
         for i, (low, high) in enumerate(central_intervals(self.levels).values()):
             inside = (quantiles[:, low] <= truth) & (truth <= quantiles[:, high])
             self.covered[i, bucket] += np.count_nonzero(inside)
-        self.below[bucket] += np.count_nonzero(truth[:, None] < quantiles, axis=0)
-        self.at_most[bucket] += np.count_nonzero(truth[:, None] <= quantiles, axis=0)
 
     def __add__(self, other: "Score") -> "Score":
         if (self.forecasters, self.horizons, self.levels) != (
@@ -227,3 +231,32 @@ def _ratio(numerator: Float64, denominator: Float64) -> Float64:
     out: Float64 = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
     np.divide(numerator, denominator, out=out, where=denominator > 0)
     return out
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f8:1 f8:2 i8 > f8:2")
+def _judge(truth: Float64, points: Float64, naive: int, total: Float64) -> None:
+    """Add to sums (F, 3): had an opinion, absolute error, its square."""
+    for f in range(len(points)):
+        for b in range(len(truth)):
+            said = points[f, b]
+            if np.isnan(said):
+                said = points[0, b] if np.isnan(points[naive, b]) else points[naive, b]
+            else:
+                total[f, 0] += 1
+            error = abs(said - truth[b])
+            total[f, 1] += error
+            total[f, 2] += error**2
+
+
+@compiled("f8:1 f8:2 f8:1 > f8:2")
+def _judge_quantiles(truth: Float64, quantiles: Float64, levels: Float64, total: Float64) -> None:
+    """Add to sums (Q, 3): pinball loss, was the truth below, was it below or equal."""
+    for b in range(len(truth)):
+        for q in range(len(levels)):
+            miss = truth[b] - quantiles[b, q]
+            total[q, 0] += max(levels[q] * miss, (levels[q] - 1.0) * miss)
+            total[q, 1] += miss < 0
+            total[q, 2] += miss <= 0

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from stream_forecaster.calendar import Calendar
+from stream_forecaster.compiled import compiled
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.regression import Design, Harmonics, Ridge, Slots
 from stream_forecaster.windows import Window
@@ -105,18 +106,35 @@ class SeasonalRidge(Ridge):
     ) -> tuple[Float64, Float64, Float64]:
         lags = self._lags
         profile = self._profile(slots, index, np.concatenate([np.arange(1 - lags, 1), ahead]))
-        deviation = room - profile[:, :lags]
-        known = ~np.isnan(deviation)
-        enough = 2 * known.sum(axis=1) >= lags
-        scale = np.where(enough, self._scale(slots), np.nan)[:, None]
+        scale, row = self._scale(slots), np.empty((len(room), len(self._gram)))
+        _deviate(room, profile, scale, row)
         common = self._common[np.arange(index - _COMMON_SPAN + 1, index + 1) % len(self._common)]
         shared = [*common[-_COMMON_LAGS:], common.mean(), *self._harmonics(index), 1.0]
-        row = np.empty((len(room), len(self._gram)))
-        np.divide(np.where(known, deviation, 0.0), scale, out=row[:, :lags])
         row[:, lags:] = shared
-        return row, profile[:, lags:], scale
+        return row, profile[:, lags:], scale[:, None]
 
     def _scale(self, slots: Slots) -> Float64:
         """(B,) root mean square deviation; NaN for a key that has not deviated yet."""
         square = self._table[self._column][slots, 0].astype(np.float64)
         return np.sqrt(np.where(square > 0, square, np.nan))
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f8:2 f8:2 > f8:1 f8:2")
+def _deviate(room: Float64, profile: Float64, scale: Float64, row: Float64) -> None:
+    """How far the buckets of a room (B, L) are from a profile (B, L or more), in scales (B,).
+
+    The first L columns of `row`, and scales, are NaN where less than half is known.
+    """
+    lags = room.shape[1]
+    for b in range(len(room)):
+        known = 0
+        for t in range(lags):
+            known += not np.isnan(room[b, t] - profile[b, t])
+        if 2 * known < lags:
+            scale[b] = np.nan
+        for t in range(lags):
+            deviation = room[b, t] - profile[b, t]
+            row[b, t] = (0.0 if np.isnan(deviation) else deviation) / scale[b]

@@ -69,8 +69,7 @@ class Standing:
 
     def statement(self, slots: Slots) -> Statement:
         """What `slots` (B,) stand for."""
-        kept = self._column("mean")[slots].astype(np.float64)
-        mean, largest = kept[..., 0], kept[..., 1]
+        mean, largest = np.moveaxis(self._column("mean")[slots], 2, 0).astype(np.float64, order="C")
         deviation = self._column("quantiles")[slots].astype(np.float64)
         quantiles = mean[..., None] + largest[..., None] * deviation
         return Statement(mean, quantiles, self._column("weights")[slots].astype(np.float64))

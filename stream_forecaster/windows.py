@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
+from stream_forecaster.compiled import compiled
 from stream_forecaster.config import Resolution
 from stream_forecaster.keys import KeyTable
 
@@ -125,11 +126,15 @@ class Window:
         self._column("total")[:, position] = 0.0
         self._sum_span()
 
-    def values(self, slots: Int64 | slice = np.s_[:]) -> Float64:
-        """The closed context of some slots, oldest bucket first, NaN where missing: (B, T)."""
-        index = np.arange(self.closed - self.context, self.closed)
-        cells = self._column("total")[slots][:, index % self.size]
-        return np.where(index >= self._column("first")[slots][:, None], cells, np.nan)
+    def values(self, slots: Int64 | slice = np.s_[:], newest: int | None = None) -> Float64:
+        """The closed context of some slots, oldest bucket first, NaN where missing: (B, T).
+
+        Or of it the `newest` so many buckets alone.
+        """
+        rows = self._table.rows(slots)
+        values = np.empty((len(rows), self.context if newest is None else newest))
+        _unroll(self._column("total"), self._column("first"), rows, self.closed, values)
+        return values
 
     def value(self, index: int) -> Float64:
         """What closed bucket `index` holds (K,); NaN where missing or not in the context."""
@@ -170,3 +175,18 @@ class Window:
 
     def _column(self, name: str) -> NDArray[Any]:
         return self._table[f"{self._name}.{name}"]
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f8:2 i8:1 i8:1 i8 > f8:2")
+def _unroll(total: Float64, first: Int64, rows: Int64, closed: int, values: Float64) -> None:
+    """Values (B, T) of rings (K, W), oldest first; NaN before a key's first bucket."""
+    size, context = total.shape[1], values.shape[1]
+    for b in range(len(rows)):
+        at = (closed - context) % size
+        for t in range(context):
+            known = closed - context + t >= first[rows[b]]
+            values[b, t] = total[rows[b], at] if known else np.nan
+            at = at + 1 if at + 1 < size else 0

@@ -112,7 +112,7 @@ def test_a_part_of_the_weights_is_the_same_as_in_the_whole(
 ) -> None:
     """Of some slots in one horizon bucket."""
     exponential, rows = _taught(history), np.array(sorted(slots), np.int64)
-    part = exponential.weights(rows, slice(bucket, bucket + 1))
+    part = exponential.weights(rows, bucket)
     np.testing.assert_array_equal(part[:, :, 0], exponential.weights(_ALL)[:, rows, bucket])
 
 
@@ -341,7 +341,7 @@ def test_the_path_is_the_sum_of_its_published_weights(
 ) -> None:
     """Which are one in total, and zero for the silent; without any opinion the path is zero."""
     fusion = _told(landings)
-    path, weights = fusion.fuse(_ALL, list(predictions), _STEPS)
+    path, weights = fusion.fuse(_ALL, predictions, _STEPS)
     assert weights.shape == (_M, _K, _G)
     silent = _silent(predictions)
     assert (weights[silent] == 0).all()
@@ -361,7 +361,7 @@ def _silent(predictions: Float64) -> NDArray[np.bool_]:
 def test_the_path_is_the_mean_of_both_fusions(landings: Landings, predictions: Float64) -> None:
     """Of the weighted mean, and of that with the regression of its errors on top."""
     fusion = _told(landings)
-    path, _ = fusion.fuse(_ALL, list(predictions), _STEPS)
+    path, _ = fusion.fuse(_ALL, predictions, _STEPS)
     heard = ~_silent(predictions)[:, :, _STEPS]
     said = np.nan_to_num(predictions)
     weights = fusion._exponential.weights(_ALL)[:, :, _STEPS] * heard
@@ -376,7 +376,7 @@ def test_the_path_is_the_mean_of_both_fusions(landings: Landings, predictions: F
 def test_the_weights_are_those_of_a_path_in_which_all_speak(landings: Landings) -> None:
     """By horizon bucket."""
     fusion = _told(landings)
-    _, heard = fusion.fuse(_ALL, list(np.ones((_M, _K, _G))), np.arange(_G))
+    _, heard = fusion.fuse(_ALL, np.ones((_M, _K, _G)), np.arange(_G))
     np.testing.assert_allclose(fusion.weights(_ALL), heard, atol=1e-12)
 
 
@@ -386,8 +386,8 @@ def test_a_key_is_fused_alike_alone_and_among_others(
 ) -> None:
     """Which keys are asked for together does not matter."""
     fusion, rows = _told(landings), np.array(sorted(slots), np.int64)
-    together, _ = fusion.fuse(_ALL, list(predictions), _STEPS)
-    some, _ = fusion.fuse(rows, list(predictions[:, rows]), _STEPS)
+    together, _ = fusion.fuse(_ALL, predictions, _STEPS)
+    some, _ = fusion.fuse(rows, predictions[:, rows], _STEPS)
     np.testing.assert_array_equal(some, together[rows])
 
 
@@ -403,8 +403,9 @@ def test_an_expert_that_never_speaks_does_no_harm(landings: Landings, others: Fl
         for fusion, predictions in ((three, np.concatenate([said, silent])), (two, said)):
             fusion.learn(bucket, rows, predictions, truth, np.ones(len(rows)))
             fusion.settle(index * _SOLVE_EVERY)
-    speaking = list(np.nan_to_num(others[:2] / 1e6))
-    path, weights = three.fuse(_ALL, [*speaking, np.full((_K, 1), np.nan)], _STEPS)
+    speaking = np.nan_to_num(others[:2] / 1e6)
+    silent = np.full_like(speaking[:1], np.nan)
+    path, weights = three.fuse(_ALL, np.concatenate([speaking, silent]), _STEPS)
     expected, _ = two.fuse(_ALL, speaking, _STEPS)
     assert (weights[2] == 0).all()
     np.testing.assert_allclose(path, expected, atol=0.02)
@@ -483,14 +484,3 @@ _QUESTIONS: tuple[Callable[[Fusion], Float64], ...] = (
     lambda fusion: fusion.weights(_ALL),
     lambda fusion: fusion.losses(_ALL),
 )
-
-
-# -- flat paths ------------------------------------------------------------------------------------
-
-
-def test_flat_predictions_hold_for_every_horizon() -> None:
-    """(B, 1) is as good as (B, H)."""
-    flat, path, here = np.array([[2.0]]), np.array([[1.0, 2.0, 3.0]]), np.zeros(3, np.int64)
-    fusion = Fusion(_table(1), "p", 2, 1)
-    for said in ([flat, path], [np.tile(flat, 3), path]):
-        np.testing.assert_allclose(fusion.fuse(_ALL, said, here)[0], [[1.5, 2.0, 2.5]])

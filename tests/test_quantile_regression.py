@@ -31,7 +31,7 @@ def _say(
     regression: QuantileRegression, index: int, path: Float64, size: Float64, told: Float64
 ) -> Float64:
     """What it says in bucket 0 of all keys (K, Q)."""
-    said = path[:, None], size[:, None], list(told[:, :, None])
+    said = path[:, None], size[:, None], told[:, :, None]
     return regression.quantiles(_ALL, np.array([index]), said, np.array([0]))[:, 0]
 
 

@@ -229,7 +229,7 @@ def _fuse_along(
             fusion.forget()
         truth = rng.normal(size=keys)
         said = noise[n, :, None] * rng.normal(size=(m, keys))
-        path, _ = fusion.fuse(slots, list(said[:, :, None]), np.array([0]))
+        path, _ = fusion.fuse(slots, said[:, :, None], np.array([0]))
         fusion.learn(0, slots, said, truth, np.ones(keys))
         fusion.settle(n)
         single[n] = ((said - truth) ** 2).mean(axis=1)
@@ -279,7 +279,7 @@ def test_experts_that_err_alike_are_weighted_against_each_other(keys: int) -> No
     for n in range(1000):
         truth, shared = rng.normal(size=(2, keys))
         said = truth + np.array([[1.0], [2.0]]) * shared
-        path, _ = fusion.fuse(slots, list(said[:, :, None]), np.array([0]))
+        path, _ = fusion.fuse(slots, said[:, :, None], np.array([0]))
         fusion.learn(0, slots, said, truth, np.ones(keys))
         fusion.settle(n)
         fused.append(np.mean((path[:, 0] - truth) ** 2))
@@ -319,8 +319,7 @@ def test_a_silent_expert_does_no_harm() -> None:
         fusion.settle(n)
     losses = fusion.losses(slots)[0, 0]
     assert losses[1] == losses[2] > losses[0]
-    asked = slots, [np.array([[said]]) for said in (4.0, np.nan, 4.0)], here
-    path, weights = fusion.fuse(*asked)
+    path, weights = fusion.fuse(slots, np.array([[[4.0]], [[np.nan]], [[4.0]]]), here)
     np.testing.assert_allclose(path, 4.0)
     assert weights[1, 0, 0] == 0
 

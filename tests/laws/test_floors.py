@@ -16,6 +16,7 @@ PACKAGE = Path(stream_forecaster.__file__).parent
 
 LIST = (
     "errors",
+    "compiled",
     "archive",
     "calendar",
     "config",
@@ -126,6 +127,7 @@ ONLY_IN = {
     "prometheus_client": {"edge.telemetry"},
     "river": {"drift", "river_adapter"},
     "safetensors": {"archive"},
+    "numba": {"compiled"},
     "threadpoolctl": {"scales"},
 }
 WORLD = frozenset(

@@ -1,0 +1,74 @@
+"""Loops that are compiled do what they say, whatever the layout of what they read."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from numpy.typing import NDArray
+
+from stream_forecaster.compiled import compiled
+
+_shapes = st.tuples(st.integers(0, 5), st.integers(0, 5))
+_values = npst.arrays(np.float64, _shapes, elements=st.floats(-1e300, 1e300))
+
+
+@compiled("f8:2 f8 i8:1 b1 > f8:2")
+def _fill(
+    values: NDArray[np.float64],
+    factor: float,
+    column: NDArray[np.int64],
+    is_negative: bool,  # noqa: FBT001  (loops have no keywords)
+    out: NDArray[np.float64],
+) -> None:
+    for i in range(len(values)):
+        for j in range(len(column)):
+            out[i, j] = values[i, column[j]] * (-factor if is_negative else factor)
+
+
+@given(values=_values, is_negative=st.booleans(), layout=st.sampled_from("CFS"))
+def test_a_loop_is_its_array_expression(
+    values: NDArray[np.float64], *, is_negative: bool, layout: str
+) -> None:
+    """Of arrays that are contiguous, transposed, or a part of a larger one."""
+    column = np.arange(values.shape[1])[::-1]
+    laid_out = {"C": values, "F": np.asfortranarray(values), "S": np.repeat(values, 2, 1)[:, ::2]}
+    out = np.empty(values.shape)
+    _fill(laid_out[layout], 2.0, column, is_negative, out)
+    np.testing.assert_array_equal(out, values[:, column] * (-2.0 if is_negative else 2.0))
+
+
+def test_what_is_written_to_has_to_be_contiguous() -> None:
+    """Rather than a copy of it being written to, and lost."""
+    with pytest.raises(TypeError, match="No matching definition"):
+        _fill(np.ones((2, 2)), 1.0, np.arange(2), False, np.empty((2, 2)).T[::-1])  # noqa: FBT003
+
+
+def test_a_loop_is_compiled_where_nothing_can_be_kept(tmp_path: Path) -> None:
+    """As in a container whose file system is read-only; it says so."""
+    package = Path(__file__).parent.parent / "stream_forecaster"
+    shutil.copy(package / "compiled.py", tmp_path / "compiled.py")
+    (tmp_path / "loop.py").write_text(
+        "import numpy as np\n"
+        "from compiled import compiled\n"
+        "@compiled('f8 > f8:1')\n"
+        "def add(number, total):\n"
+        "    total[0] += number\n"
+        "total = np.ones(1)\n"
+        "add(2.0, total)\n"
+        "print(total[0])\n"
+    )
+    (tmp_path / "__pycache__").write_text("no folder")
+    (tmp_path / "home").write_text("no folder")
+    env = {**os.environ, "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home")}
+    env.pop("NUMBA_CACHE_DIR", None)
+    command = [sys.executable, "-B", str(tmp_path / "loop.py")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "3.0\n"
+    assert "compiled anew at every start" in done.stderr
