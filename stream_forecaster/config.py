@@ -312,6 +312,14 @@ class State(_Section):
     checkpoint_url: Url = "file:///var/lib/stream-forecaster"
     checkpoint_interval_ms: Duration = Field(30_000, alias="checkpoint_interval")
     key_ttl_ms: LongDuration = Field(30 * DAY_MS, alias="key_ttl")
+    max_keys: int = Field(
+        100_000,
+        ge=1,
+        description="keys that a partition holds at most; `plan --keys` says what they take. A new "
+        "key beyond it takes the place of the least active ones: a 64th of the keys goes at once, "
+        "those with the fewest events, where an event counts half as much with every day since it "
+        "(in event time)",
+    )
 
 
 class Http(_Section):
@@ -379,7 +387,7 @@ class Settings(_Section):
             "resolutions": spelled["resolutions"],
             "output": {name: spelled["output"][name] for name in ("quantiles", "publish")},
             "model": spelled["model"],
-            "state": {"key_ttl": spelled["state"]["key_ttl"]},
+            "state": {name: spelled["state"][name] for name in ("key_ttl", "max_keys")},
             "kafka": {"group_id": spelled["kafka"]["group_id"]},
         }
 

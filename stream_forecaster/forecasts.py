@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -87,17 +87,21 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """A key that was forgotten because the log says so.
+    """A key that was forgotten at a place in the log.
 
     Attributes:
         partition: the input partition.
-        offset: the tombstone's.
+        offset: of the record that made it so.
         key: its key bytes.
+        why: the record is its tombstone; or a new key's event, for which there was no room.
+        published: whether the output topic has to be told.
     """
 
     partition: int
     offset: int
     key: bytes
+    why: Literal["forgotten", "shed"] = "forgotten"
+    published: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +161,9 @@ class Encoder:
 
     def forgotten(self, forgotten: Forgotten) -> Message:
         """A tombstone. It belongs to a place in the log, not to an event time, and has none."""
-        place = f"forgotten at {forgotten.offset}"
+        place = f"{forgotten.why} at {forgotten.offset}"
         text, identity = self._identify(forgotten.key, forgotten.partition, place)
-        headers = self._headers("forecast.forgotten.v1", identity, text)
+        headers = self._headers(f"forecast.{forgotten.why}.v1", identity, text)
         return Message(self._topics[1], forgotten.key, None, headers)
 
     def forecast(self, forecast: Forecast) -> Iterator[Message]:

@@ -17,6 +17,7 @@ The rules, and why:
 The loop has one thread; the clock, the log and the metrics are parameters.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -36,6 +37,8 @@ from stream_forecaster.shard import Shard, Turn
 
 _POLL_S = 0.2
 _REPORT_S = 1.0
+_SHED_LOG_S = 60.0
+"""Keys are shed by the thousand: a line in the log so often says how many."""
 
 
 @dataclass
@@ -85,6 +88,7 @@ class Service:
         self._held: dict[int, _Held] = {}
         self._dropped: dict[int, Shard] = {}
         self._committed_s = self._reported_s = world.now_s()
+        self._keys_shed, self._shed_logged_s = 0, -math.inf
         self._scoreboard = Scoreboard(world.telemetry, settings)
         self.health = Health(world.now_s())
 
@@ -228,6 +232,7 @@ class Service:
             held.committed = offsets[partition]
             for turn in held.turns:
                 self._scoreboard.count(turn)
+                self._keys_shed += len(turn.shed)
             held.messages, held.turns, held.read_ms = [], [], []
         self._checkpoint_when_due()
         return True
@@ -259,6 +264,8 @@ class Service:
 
     def _report(self) -> None:
         now_s = self._world.now_s()
+        if self._keys_shed and now_s - self._shed_logged_s >= _SHED_LOG_S:
+            self._log_keys_shed(now_s)
         restoring = tuple(p for p, held in sorted(self._held.items()) if held.restoring)
         self.health = replace(self.health, heartbeat_s=now_s, restoring=restoring)
         if now_s - self._reported_s < _REPORT_S:
@@ -266,3 +273,13 @@ class Service:
         self._reported_s = now_s
         shards = [held.shard for held in self._held.values()]
         self._scoreboard.show(shards, self._transport.lag())
+
+    def _log_keys_shed(self, now_s: float) -> None:
+        self._log.warning(
+            "keys_shed",
+            keys=self._keys_shed,
+            max_keys=self._settings.state.max_keys,
+            hint="partitions have more keys than state.max_keys: the least active make room; raise "
+            "it if there is memory (stream-forecaster plan), or look for a flood of random keys",
+        )
+        self._keys_shed, self._shed_logged_s = 0, now_s

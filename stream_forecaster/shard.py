@@ -20,6 +20,8 @@ Rules of residence:
 2. A jump over many boundaries closes every bucket but speaks once, at the last one.
 3. A tombstone (a key and no value) forgets its key where it stands in the log, after the hop that
    its own time may have made due.
+4. A new key that finds no room takes it from the least active ones (`keys`), where it stands in the
+   log. Events are never dropped for want of room.
 """
 
 from collections.abc import Iterator
@@ -62,6 +64,7 @@ class Turn:
         drifts: per resolution, how many drifts were detected.
         training_steps: how many steps trained the network.
         forgotten: keys that tombstones named and that were known, in offset order.
+        shed: keys that made room for new ones, in offset order.
     """
 
     forecasts: tuple[Forecast, ...]
@@ -72,12 +75,14 @@ class Turn:
     drifts: tuple[int, ...]
     training_steps: int
     forgotten: tuple[Forgotten, ...] = ()
+    shed: tuple[Forgotten, ...] = ()
 
     @property
     def output(self) -> list[Forecast | Forgotten]:
         """What the output topic is told, in its order."""
-        both: list[Forecast | Forgotten] = [*self.forecasts, *self.forgotten]
-        return sorted(both, key=lambda said: said.offset)  # stable: a hop's forecasts come first
+        gone = (key for key in (*self.forgotten, *self.shed) if key.published)
+        all_: list[Forecast | Forgotten] = [*self.forecasts, *gone]
+        return sorted(all_, key=lambda said: said.offset)  # stable: a hop's forecasts come first
 
 
 class Shard:
@@ -113,7 +118,7 @@ class Shard:
         self._step_ms = settings.resolutions[0].step_ms
         self._newest_ms = _UNSEEN
         self._decode = EventDecoder(settings.input, calendar)
-        self._table = KeyTable()
+        self._table = KeyTable(settings.state.max_keys)
         self._table.add("observations", dtype=np.int64)
         self._table.add("sent_ms", dtype=np.int64, fill=-1)
         learner = None
@@ -171,11 +176,13 @@ class Shard:
         events, rejects = self._decode(records)
         forecasts: list[Forecast] = []
         forgotten: list[Forgotten] = []
+        shed: list[Forgotten] = []
         scores = [pool.no_score() for pool in self.pools]
         drifts, hops, counted = [0] * len(self.pools), 0, 0
         trained = self._scales.training_steps
         for run, hop, row in self._cut(events, records, rejects):
-            counted += self._absorb(run)
+            counted += len(run)
+            shed += self._absorb(run, records)
             if hop is not None:
                 hops += 1
                 hop_ms = int(self.calendar.start(hop, self._step_ms))
@@ -200,6 +207,7 @@ class Shard:
             tuple(drifts),
             self._scales.training_steps - trained,
             tuple(forgotten) if aloud else (),
+            tuple(shed) if aloud else (),
         )
 
     def checkpoint(self, log_id: str = "") -> Checkpoint:
@@ -271,20 +279,39 @@ class Shard:
             yield events.take(run), hop, int(events.row[i])
         yield events.take(rest), None, None
 
-    def _absorb(self, run: Events) -> int:
-        """Count events in; how many."""
-        if len(run):
-            slots = self._table.intern(run.key, run.time_ms)  # type: ignore[arg-type]  # no heartbeats left
+    def _absorb(self, run: Events, records: Records) -> list[Forgotten]:
+        """Count events in; which keys had to make room for new ones."""
+        shed: list[Forgotten] = []
+        begin = 0
+        while begin < len(run):
+            slots = self._table.intern(run.key[begin:], run.time_ms[begin:])  # type: ignore[arg-type]  # no heartbeats left
+            end = begin + len(slots)
             np.add.at(self._table["observations"], slots, 1)
-            self._scales.absorb(slots, run.time_ms, run.value)
-        return len(run)
+            self._scales.absorb(slots, run.time_ms[begin:end], run.value[begin:end])
+            if end < len(run):
+                shed += self._shed(int(records.offset[run.row[end]]))
+            begin = end
+        return shed
+
+    def _shed(self, offset: int) -> list[Forgotten]:
+        """Make room for the key of the record at `offset`; the keys that went."""
+        slots = self._table.least_active()
+        keys = [self._table.key(slot) for slot in slots.tolist()]
+        published = self._table["sent_ms"][slots] >= 0
+        self._scales.forget(slots)
+        for key in keys:
+            self._table.forget(key)
+        return [
+            Forgotten(self.partition, offset, key, "shed", sent)
+            for key, sent in zip(keys, published.tolist(), strict=True)
+        ]
 
     def _forget(self, key: bytes) -> bool:
         """Erase all that is kept of a key; False if there is nothing."""
         slot = self._table.slot(key)
         if slot is None:
             return False
-        self._scales.forget(slot)
+        self._scales.forget(np.array([slot]))
         return self._table.forget(key)
 
     def _issue(

@@ -446,6 +446,20 @@ def test_metrics_after_a_run() -> None:
     assert 0 < sum(weights) <= 1
 
 
+def test_keys_that_are_shed_are_counted_and_logged_now_and_then() -> None:
+    """A counter for all, taken-back forecasts in the output, and a line a minute."""
+    log, config = _log(), settings(publish="changed", max_keys=5)
+    process = Process(log, config=config).drain()
+    shed = process.metric("keys_shed_total") or 0
+    told = process.events("keys_shed")
+    tombstones = [m for m in log.published if m.value is None]
+    assert 0 < len(tombstones) <= shed
+    assert process.metric("keys") == 5
+    assert 1 < len(told) < shed
+    assert sum(entry["keys"] for entry in told) <= shed
+    assert "state.max_keys" in told[0]["hint"]
+
+
 def test_readiness_follows_the_restore() -> None:
     """Not before the group answers, not while restoring, not when stopping."""
     log = _interrupted()

@@ -59,6 +59,26 @@ def test_any_cutting_forgets_the_same_keys(log: list[Row], data: st.DataObject) 
     _assert_alike(settings(publish="changed"), log, data.draw(cuts(len(log))))
 
 
+@_few
+@given(log=forgetful(), max_keys=st.integers(1, 5), data=st.data())
+def test_any_cutting_sheds_the_same_keys(
+    log: list[Row], max_keys: int, data: st.DataObject
+) -> None:
+    """Who has to make room for whom is decided by the log, not by who shares a poll."""
+    config = settings(publish="changed", max_keys=max_keys)
+    _assert_alike(config, log, data.draw(cuts(len(log))))
+
+
+@effort(max_examples=3)
+@given(log=forgetful(), max_keys=st.integers(2, 5), data=st.data())
+def test_any_cutting_sheds_the_same_samples(
+    log: list[Row], max_keys: int, data: st.DataObject
+) -> None:
+    """Likewise with the network."""
+    config = settings(network=True, max_keys=max_keys)
+    _assert_alike(config, log, data.draw(cuts(len(log))))
+
+
 @effort(max_examples=3)
 @given(log=forgetful(), data=st.data())
 def test_any_cutting_forgets_the_same_samples(log: list[Row], data: st.DataObject) -> None:

@@ -140,6 +140,22 @@ def test_any_schedule_of_deaths_forgets_the_same_keys(
     _assert_undisturbed(settings(publish="changed"), {0: log}, draws, sizes)
 
 
+@pytest.mark.timeout(400)
+@effort(max_examples=15)
+@given(
+    log=st.one_of(forgetful(), rows(max_size=40)),
+    max_keys=st.integers(1, 5),
+    draws=st.lists(st.integers(0, 11), min_size=5, max_size=60),
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=10),
+)
+def test_any_schedule_of_deaths_sheds_the_same_keys(
+    log: list[Row], max_keys: int, draws: list[int], sizes: list[int]
+) -> None:
+    """With more users than there is room for."""
+    config = settings(publish="changed", max_keys=max_keys)
+    _assert_undisturbed(config, {0: log}, draws, sizes)
+
+
 def _assert_undisturbed(
     config: Settings, partitions: dict[int, list[Row]], draws: list[int], sizes: list[int]
 ) -> None:
