@@ -265,6 +265,21 @@ class Output(_Section):
     scores_topic: str = ""
     quantiles: tuple[float, ...] = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
     publish: Literal["changed", "every_hop"] = "changed"
+    max_pending: int = Field(
+        16_384,
+        ge=1,
+        description="forecasts of a partition that are made before a commit publishes them, so far "
+        "as hops allow: those of one hop are published together. Bounds the memory that a backlog "
+        "takes, at about 7 KB each",
+    )
+    shed_after_ms: Duration = Field(
+        0,
+        alias="shed_after",
+        description="when forecasting falls behind: a forecast that was due so long ago, by the "
+        "time of the record that made it due, is not published if a newer one of its key, or a "
+        "tombstone, is in the same commit; commits are state.checkpoint_interval apart then. "
+        "Events are never shed. 0s: every forecast is published, however late",
+    )
 
     @field_validator("quantiles")
     @classmethod

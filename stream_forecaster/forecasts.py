@@ -11,7 +11,7 @@ same ids, and a reader may use them to drop what it has seen.
 
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from stream_forecaster.pool import Paths
 from stream_forecaster.records import Message
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 
 SCHEMA = "forecast/1"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://stream-forecaster/forecast")
@@ -77,6 +78,26 @@ class Forecast:
     coverage_80: Float64
     skill: Float64
     drifting: bool
+
+    def take(self, rows: Int64) -> "Forecast":
+        """The forecasts of some of the keys; the expired ones stay."""
+        intent = self.intent
+        return replace(
+            self,
+            keys=tuple(self.keys[row] for row in rows.tolist()),
+            paths=tuple(paths.take(rows) for paths in self.paths),
+            intent=Intent(
+                intent.short_term[rows],
+                intent.long_term[rows],
+                intent.momentum[rows],
+                intent.surprise[rows],
+            ),
+            observations=self.observations[rows],
+            cold_start=self.cold_start[rows],
+            prior=self.prior[rows],
+            coverage_80=self.coverage_80[rows],
+            skill=self.skill[rows],
+        )
 
     @property
     def origins(self) -> list[str]:

@@ -158,13 +158,15 @@ class Shard:
         """The key table; to look at, not to touch."""
         return self._table
 
-    def advance(self, records: Records, *, aloud: bool = True) -> Turn:
+    def advance(self, records: Records, *, aloud: bool = True, most: int | None = None) -> Turn:
         """Move on by `records`, which must follow the last ones.
 
         Args:
             records: the next records of this partition.
             aloud: False during recovery: the same state, but the forecasts, which were published
                 before, are not made up again.
+            most: stop, with `offset` where it goes on, before a hop that would make more forecasts
+                than this in all; but not before the first.
 
         Raises:
             ValueError: records of another partition, or before `offset` (a bug in the caller).
@@ -174,6 +176,11 @@ class Shard:
         ):
             raise ValueError(f"records of partition {records.partition} before {self.offset}")
         events, rejects = self._decode(records)
+        if most is not None and (last := self._last_row(events, most)) is not None:
+            end = int(records.offset[last]) + 1
+            records, _ = records.split(end)
+            events = events.take(np.flatnonzero(events.row <= last))
+            rejects = [rejected for rejected in rejects if rejected.offset < end]
         forecasts: list[Forecast] = []
         forgotten: list[Forgotten] = []
         shed: list[Forgotten] = []
@@ -241,6 +248,38 @@ class Shard:
             ) from error
         return shard
 
+    def _last_row(self, events: Events, most: int) -> int | None:
+        """The row of the last hop that `most` forecasts allow; None if there are no more after it.
+
+        Judged by the keys that there can be at each hop: some may go before it comes.
+        """
+        timed = events.time_ms[events.time_ms != UNTIMED_MS]
+        if not len(timed):
+            return None
+        begin_ms = timed[0] if self._newest_ms == _UNSEEN else self._newest_ms
+        due = np.flatnonzero(np.diff(self._closed(self._newest(begin_ms, events))))
+        if len(due) < 2:
+            return None
+        known: set[bytes | None] = {None}
+        keys = np.empty(len(events), np.int64)  # before each event
+        for i, key in enumerate(events.key):
+            keys[i] = len(self._table) + len(known) - 1
+            if key not in known and key not in self._table:  # type: ignore[operator]  # None is known
+                known.add(key)
+        forecasts = np.cumsum(np.minimum(keys[due], self._settings.state.max_keys))
+        hops = max(1, int(np.searchsorted(forecasts, most, side="right")))
+        return int(events.row[due[hops - 1]]) if len(due) > hops else None
+
+    def _newest(self, begin_ms: int, events: Events) -> Int64:
+        """(N + 1,) the greatest event time before each event, and after the last one."""
+        newest: Int64 = np.maximum.accumulate(np.concatenate([[begin_ms], events.time_ms]))
+        return newest
+
+    def _closed(self, newest: Int64) -> Int64:
+        """The first open bucket when the greatest event times are `newest`."""
+        lateness_ms = self._settings.input.allowed_lateness_ms
+        return self.calendar.index(newest - lateness_ms, self._step_ms)
+
     def _cut(
         self, events: Events, records: Records, rejects: list[Reject]
     ) -> Iterator[tuple[Events, int | None, int | None]]:
@@ -252,15 +291,14 @@ class Shard:
         """
         if not len(events):
             return
-        lateness_ms = self._settings.input.allowed_lateness_ms
         if self._newest_ms == _UNSEEN:
             timed = np.flatnonzero(events.time_ms != UNTIMED_MS)
             if not len(timed):
                 return  # nothing but tombstones, and no key that they could mean
             self._newest_ms = int(events.time_ms[timed[0]])
-            self._scales.begin(self._newest_ms - lateness_ms)
-        newest = np.maximum.accumulate(np.concatenate([[self._newest_ms], events.time_ms]))
-        closed = self.calendar.index(newest - lateness_ms, self._step_ms)  # (N + 1,)
+            self._scales.begin(self._newest_ms - self._settings.input.allowed_lateness_ms)
+        newest = self._newest(self._newest_ms, events)
+        closed = self._closed(newest)  # (N + 1,)
         is_event = np.array([key is not None for key in events.key], np.bool_)
         # A heartbeat that is behind, by a broker's clock set back, says nothing new: no reject.
         time_ms = np.maximum(events.time_ms, EARLIEST_MS)

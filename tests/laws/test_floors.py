@@ -99,6 +99,7 @@ LIST = (
     "plan",
     "training",
     "recovery",
+    "pending",
     "service",
     "demo_board",
     "demo_service",
