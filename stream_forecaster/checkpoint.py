@@ -26,6 +26,7 @@ T = TypeVar("T")
 VERSION = 2
 _MAGIC = b"SFCP"
 _HEAD = struct.Struct(">4sII")
+_FREE = frozenset({"state.max_keys"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,15 @@ class Checkpoint:
     def require(self, settings: dict[str, Any]) -> None:
         """Check that the checkpoint was made under the same settings.
 
+        The bound on keys may differ: whoever finds it too tight must not lose all keys by raising
+        it. What is beyond a lower one goes when the next new key comes.
+
         Raises:
             CheckpointMismatch: it was not; says which differ.
         """
-        differing = list(_differences(self.settings, settings))
+        differing = [
+            what for name, what in _differences(self.settings, settings) if name not in _FREE
+        ]
         if differing:
             raise CheckpointMismatch(
                 f"the checkpoint of partition {self.partition} at offset {self.offset} was made "
@@ -144,9 +150,10 @@ def _checksum(version: int, body: bytes) -> int:
     return zlib.crc32(body, version)
 
 
-def _differences(old: object, new: object, path: str = "") -> Iterator[str]:
+def _differences(old: object, new: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """Where two nested mappings differ, and how."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))
     elif old != new:
-        yield f"{path} was {old!r} and is {new!r}"
+        yield path, f"{path} was {old!r} and is {new!r}"

@@ -265,6 +265,21 @@ class Output(_Section):
     scores_topic: str = ""
     quantiles: tuple[float, ...] = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
     publish: Literal["changed", "every_hop"] = "changed"
+    max_pending: int = Field(
+        16_384,
+        ge=1,
+        description="forecasts of a partition that are made before a commit publishes them, so far "
+        "as hops allow: those of one hop are published together. Bounds the memory that a backlog "
+        "takes, at about 7 KB each",
+    )
+    shed_after_ms: Duration = Field(
+        0,
+        alias="shed_after",
+        description="when forecasting falls behind: a forecast that was due so long ago, by the "
+        "time of the record that made it due, is not published if a newer one of its key, or a "
+        "tombstone, is in the same commit; commits are state.checkpoint_interval apart then. "
+        "Events are never shed. 0s: every forecast is published, however late",
+    )
 
     @field_validator("quantiles")
     @classmethod
@@ -312,6 +327,14 @@ class State(_Section):
     checkpoint_url: Url = "file:///var/lib/stream-forecaster"
     checkpoint_interval_ms: Duration = Field(30_000, alias="checkpoint_interval")
     key_ttl_ms: LongDuration = Field(30 * DAY_MS, alias="key_ttl")
+    max_keys: int = Field(
+        100_000,
+        ge=1,
+        description="keys that a partition holds at most; `plan --keys` says what they take. A new "
+        "key beyond it takes the place of the least active ones: a 64th of the keys goes at once, "
+        "those with the fewest events, where an event counts half as much with every day since it "
+        "(in event time)",
+    )
 
 
 class Http(_Section):
@@ -379,7 +402,7 @@ class Settings(_Section):
             "resolutions": spelled["resolutions"],
             "output": {name: spelled["output"][name] for name in ("quantiles", "publish")},
             "model": spelled["model"],
-            "state": {"key_ttl": spelled["state"]["key_ttl"]},
+            "state": {name: spelled["state"][name] for name in ("key_ttl", "max_keys")},
             "kafka": {"group_id": spelled["kafka"]["group_id"]},
         }
 

@@ -8,6 +8,11 @@ after them, in headers named as Kafka Streams names its own (KIP-1034) and two o
     __streams.errors.topic, .partition, .offset   where the record lies
     stream_forecaster.timestamp  the record's own time, epoch ms; absent where it had none
     stream_forecaster.replays    how often the record has been resent; absent: never
+    stream_forecaster.cut        the record's bytes; there only if it was cut, see below
+
+A record of more than 3 MiB, which a topic with a raised max.message.bytes can hold, might not
+fit into the dead-letter topic, and would stop the pipeline for good. Of such a one the letter has
+the first 64 KiB of key and value, and no headers; it is not resent.
 
 Names may repeat, and the last one counts, so a record that came with such headers keeps them. A
 header without a value comes out with an empty one, since the client writes no others; a name that
@@ -27,7 +32,11 @@ _TOPIC = "__streams.errors.topic"
 _PARTITION = "__streams.errors.partition"
 _OFFSET = "__streams.errors.offset"
 _TIME = "stream_forecaster.timestamp"
+_CUT = "stream_forecaster.cut"
 _OURS = frozenset({_REASON, _MESSAGE, _TOPIC, _PARTITION, _OFFSET, _TIME})
+_LARGEST_BYTES = 3 << 20
+"""The topic is created for messages of 4 MiB."""
+_CUT_TO_BYTES = 64 << 10
 _DIGITS = 18
 """More are no number of ours."""
 
@@ -43,6 +52,7 @@ class DeadLetter:
         topic, partition, offset: where the record lies.
         time_ms: its own time, epoch ms; None where unknown.
         replays: how often it has been resent.
+        is_cut: key and value are but the beginning of the record's.
     """
 
     key: bytes | None
@@ -55,25 +65,34 @@ class DeadLetter:
     offset: int
     time_ms: int | None
     replays: int
+    is_cut: bool = False
 
 
 def dead_letter(reject: Reject, input_topic: str, dead_letter_topic: str) -> Message:
     """The message for a rejected record."""
     known_time = () if reject.time_ms < 0 else ((_TIME, b"%d" % reject.time_ms),)
+    key, value, own, cut = reject.key, reject.value, _with_values(reject.headers), b""
+    size = len(key or b"") + len(value or b"") + sum(len(name.encode()) + len(v) for name, v in own)
+    if size > _LARGEST_BYTES:
+        key, value = key and key[:_CUT_TO_BYTES], value and value[:_CUT_TO_BYTES]
+        own, cut = (), b"%d" % size
     headers = (
-        *_with_values(reject.headers),
+        *own,
         (_REASON, reject.reason.value.encode()),
         (_MESSAGE, reject.detail.encode("utf-8", "backslashreplace")),
         (_TOPIC, input_topic.encode()),
         (_PARTITION, b"%d" % reject.partition),
         (_OFFSET, b"%d" % reject.offset),
         *known_time,
+        *(((_CUT, cut),) if cut else ()),
     )
-    return Message(dead_letter_topic, reject.key, reject.value, headers)
+    return Message(dead_letter_topic, key, value, headers)
 
 
 def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter:
     """A record of the dead-letter topic as a dead letter; any record is one, of ours or not."""
+    is_cut = bool(headers) and headers[-1][0] == _CUT
+    headers = headers[:-1] if is_cut else headers
     said = dict(headers)
     topic, partition, offset = said.get(_TOPIC), _number(said.get(_PARTITION)), said.get(_OFFSET)
     ours = _text(said.get(_REASON)) and topic and partition is not None
@@ -89,6 +108,7 @@ def read(key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter
         -1 if place is None else place,
         _number(said.get(_TIME)),
         _number(said.get(REPLAYS)) or 0,
+        is_cut,
     )
 
 

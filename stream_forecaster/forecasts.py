@@ -11,9 +11,9 @@ same ids, and a reader may use them to drop what it has seen.
 
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -27,6 +27,7 @@ from stream_forecaster.pool import Paths
 from stream_forecaster.records import Message
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 
 SCHEMA = "forecast/1"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://stream-forecaster/forecast")
@@ -78,6 +79,26 @@ class Forecast:
     skill: Float64
     drifting: bool
 
+    def take(self, rows: Int64) -> "Forecast":
+        """The forecasts of some of the keys; the expired ones stay."""
+        intent = self.intent
+        return replace(
+            self,
+            keys=tuple(self.keys[row] for row in rows.tolist()),
+            paths=tuple(paths.take(rows) for paths in self.paths),
+            intent=Intent(
+                intent.short_term[rows],
+                intent.long_term[rows],
+                intent.momentum[rows],
+                intent.surprise[rows],
+            ),
+            observations=self.observations[rows],
+            cold_start=self.cold_start[rows],
+            prior=self.prior[rows],
+            coverage_80=self.coverage_80[rows],
+            skill=self.skill[rows],
+        )
+
     @property
     def origins(self) -> list[str]:
         """(B,) what made each: the population alone, the experts, or they and the network."""
@@ -87,17 +108,21 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """A key that was forgotten because the log says so.
+    """A key that was forgotten at a place in the log.
 
     Attributes:
         partition: the input partition.
-        offset: the tombstone's.
+        offset: of the record that made it so.
         key: its key bytes.
+        why: the record is its tombstone; or a new key's event, for which there was no room.
+        published: whether the output topic has to be told.
     """
 
     partition: int
     offset: int
     key: bytes
+    why: Literal["forgotten", "shed"] = "forgotten"
+    published: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +182,9 @@ class Encoder:
 
     def forgotten(self, forgotten: Forgotten) -> Message:
         """A tombstone. It belongs to a place in the log, not to an event time, and has none."""
-        place = f"forgotten at {forgotten.offset}"
+        place = f"{forgotten.why} at {forgotten.offset}"
         text, identity = self._identify(forgotten.key, forgotten.partition, place)
-        headers = self._headers("forecast.forgotten.v1", identity, text)
+        headers = self._headers(f"forecast.{forgotten.why}.v1", identity, text)
         return Message(self._topics[1], forgotten.key, None, headers)
 
     def forecast(self, forecast: Forecast) -> Iterator[Message]:

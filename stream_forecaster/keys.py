@@ -6,6 +6,18 @@ and the checkpoint are settled here once for the whole shard.
 
 Slots are handed out in order of first appearance, freed ones last in first out: which slot a key
 gets depends on the log alone.
+
+A table may be bounded. Then a new key that finds it full waits until some keys are given up: those
+that are least *active*. A key's activity is the number of its events, each counted half as much
+with every day that has passed since it, in event time. It is kept as its logarithm to base 2 plus
+the time in days, which makes it comparable between keys at any time, so it is written only when an
+event comes:
+
+    log2 of the sum over events of 2^(time of the event in days)
+
+So keys that come once and never again, however many, only throw out each other and what was hardly
+more active: a key with two events yesterday ranks with one that has one event today. A 64th of the
+keys goes at once. That is the room in which newcomers can show that they stay.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +27,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from stream_forecaster.calendar import DAY_MS
+
 _FIRST_CAPACITY = 64
+_NO_BOUND = np.iinfo(np.int64).max
+_SHARE = 64
+"""One in so many keys is given up when a table is full."""
 
 
 class KeyTable:
@@ -31,7 +48,9 @@ class KeyTable:
     [b'bob']
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_keys: int = _NO_BOUND) -> None:
+        """Begin empty; `most_keys` is the bound."""
+        self._most_keys = most_keys
         self._slot: dict[bytes, int] = {}
         self._key: list[bytes | None] = []
         self._free: list[int] = []
@@ -42,6 +61,7 @@ class KeyTable:
         self._capacity = _FIRST_CAPACITY
         self.add("last_seen_ms", dtype=np.int64, fill=-1)
         self.add("live", dtype=np.bool_)
+        self.add("activity", dtype=np.float64, fill=-np.inf)
 
     def __len__(self) -> int:
         """The number of keys."""
@@ -76,7 +96,7 @@ class KeyTable:
         """What each column would take if so many keys came one after the other."""
         capacity = _FIRST_CAPACITY
         while capacity < keys:
-            capacity = _grown(capacity)
+            capacity = self._next_capacity(capacity, capacity + 1)
         return {
             name: self._bounded(name, capacity) * column.dtype.itemsize * prod(column.shape[1:])
             for name, column in self._columns.items()
@@ -108,14 +128,32 @@ class KeyTable:
         self._extend(name)
 
     def intern(self, keys: Sequence[bytes], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The slots (N,) of `keys` (N,), new ones where needed, and note when they were seen."""
+        """The slots of `keys` (N,), new ones where needed, and note when they were seen.
+
+        They are (N,), or those of the keys before the first one that finds the table full.
+        """
         known = self._slot
         slots = np.empty(len(keys), np.int64)
         for i, key in enumerate(keys):
             slot = known.get(key)
-            slots[i] = self._admit(key) if slot is None else slot
+            if slot is None:
+                if len(known) >= self._most_keys:
+                    slots = slots[:i]
+                    break
+                slot = self._admit(key)
+            slots[i] = slot
+        time_ms = time_ms[: len(slots)]
         np.maximum.at(self._columns["last_seen_ms"], slots, time_ms)
+        # One event after the other, in log order, so that it is the same bits however it is cut.
+        np.logaddexp2.at(self._columns["activity"], slots, time_ms / DAY_MS)
         return slots
+
+    def least_active(self) -> NDArray[np.int64]:
+        """The slots to give up before another key fits, the least active first, ties by slot."""
+        live = np.flatnonzero(self.live)
+        size = len(live) - self._most_keys + max(1, self._most_keys // _SHARE)
+        least: NDArray[np.int64] = live[np.argsort(self["activity"][live], kind="stable")[:size]]
+        return least
 
     def key(self, slot: int) -> bytes:
         """The key in `slot`."""
@@ -214,7 +252,7 @@ class KeyTable:
     def _grow_to(self, rows: int) -> None:
         if rows <= self._capacity:
             return
-        self._capacity = max(rows, _grown(self._capacity))
+        self._capacity = self._next_capacity(self._capacity, rows)
         for name in self._columns:
             self._extend(name)
 
@@ -227,13 +265,13 @@ class KeyTable:
             longer[len(column) :] = fill
         self._columns[name] = longer
 
+    def _next_capacity(self, capacity: int, rows: int) -> int:
+        """Half as much again, within the bound, but at least `rows`."""
+        return max(rows, min(capacity + capacity // 2, self._most_keys))
+
     def _bounded(self, name: str, rows: int) -> int:
         most = self._most[name]
         return rows if most is None else min(rows, most)
-
-
-def _grown(capacity: int) -> int:
-    return capacity + capacity // 2
 
 
 class Part(Protocol):

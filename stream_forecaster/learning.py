@@ -214,10 +214,10 @@ class Learner:
                 slow.lerp_(fast, 1 - keep)
         self.loss = float(total.detach())
 
-    def forget(self, slot: int) -> None:
-        """Erase the samples of the key in `slot`; what was learned from them stays."""
+    def forget(self, slots: Int64) -> None:
+        """Erase the samples of the keys in `slots`; what was learned from them stays."""
         for samples in self.samples:
-            samples.forget(slot)
+            samples.forget(slots)
 
     def leave(self) -> None:
         """Leave the present log for another: no more labels land for its samples."""

@@ -23,15 +23,18 @@ _SPAN = {
 def plan(settings: Settings, keys: int, profile: str) -> dict[str, Any]:
     """Bytes of state that `keys` keys of one partition take, all told and by what holds them.
 
+    As if `state.max_keys` let them in.
+
     Args:
         settings: all of them.
         keys: how many.
         profile: "full" or "lean", whatever the settings say.
     """
     model = settings.model.model_copy(update={"profile": profile})
-    shard = Shard(
-        settings.model_copy(update={"model": model}), Calendar(settings.input.timezone), 0, 0
-    )
+    bound = max(keys, settings.state.max_keys)
+    state = settings.state.model_copy(update={"max_keys": bound})
+    changed = settings.model_copy(update={"model": model, "state": state})
+    shard = Shard(changed, Calendar(settings.input.timezone), 0, 0)
     parts: dict[str, int] = defaultdict(int)
     for column, size in shard.table.bytes_for(keys).items():
         parts[_SPAN.get(column.partition(".")[0], "keys")] += size

@@ -12,7 +12,7 @@ resolutions agree on their means (`scales`): what is kept and judged is what is 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,17 @@ class Paths:
     level: Float64
     weights: Float64
     experts: tuple[str, ...]
+
+    def take(self, rows: Int64) -> "Paths":
+        """The paths of some of the keys."""
+        return replace(
+            self,
+            mean=self.mean[rows],
+            quantiles=self.quantiles[rows],
+            moving_average=self.moving_average[rows],
+            level=self.level[rows],
+            weights=self.weights[rows],
+        )
 
     @classmethod
     def joined(cls, parts: "Sequence[Paths]") -> "Paths":

@@ -142,9 +142,9 @@ class Samples:
         error = (truth[a["slot"][rows]] - a["path"][rows, h]) / a["unit"][rows, h]
         a["truth"][rows, h] = np.clip(error, -30, 30)
 
-    def forget(self, slot: int) -> None:
-        """Erase the samples of the key in `slot`: what it did, and where labels would go."""
-        rows = self.arrays["slot"] == slot
+    def forget(self, slots: Int64) -> None:
+        """Erase the samples of the keys in `slots`: what they did, and where labels would go."""
+        rows = np.isin(self.arrays["slot"], slots)
         for name, array in self.arrays.items():
             array[rows] = _EMPTY.get(name, 0)
 

@@ -145,10 +145,10 @@ class Scales:
         for pool in self.pools:
             pool.window.absorb(slots, time_ms, value)
 
-    def forget(self, slot: int) -> None:
-        """Erase what is kept of the key in `slot` outside of the table."""
+    def forget(self, slots: Int64) -> None:
+        """Erase what is kept of the keys in `slots` outside of the table."""
         if self.learner:
-            self.learner.forget(slot)
+            self.learner.forget(slots)
 
     def close(self, hop_ms: int) -> Iterator[tuple[int, Closed]]:
         """Close every bucket that ends by the hop: yields its resolution, and what it came to.

@@ -13,14 +13,17 @@ The rules, and why:
    silence up to there: those forecasts have been published. From there it speaks.
 4. A shard that was dropped is one more checkpoint, labelled with its own offset.
 5. After a failed commit nothing in memory past the committed offsets may be used.
+6. A poll is heard in pieces of so many hops that forecasts which wait for their commit stay within
+   a bound, each partition in turn. What takes too long is left, and read again by the next poll: a
+   member that does not poll is taken for dead. `pending` says what is shed when that is not enough.
 
 The loop has one thread; the clock, the log and the metrics are parameters.
 """
 
-from collections.abc import Callable
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-
-import numpy as np
 
 from stream_forecaster import checkpoint
 from stream_forecaster.calendar import Calendar
@@ -30,12 +33,18 @@ from stream_forecaster.edge.scoreboard import Scoreboard
 from stream_forecaster.edge.world import World
 from stream_forecaster.errors import CommitFailed, Fenced, StoreUnusable
 from stream_forecaster.forecasts import Encoder
-from stream_forecaster.records import Message, Records
+from stream_forecaster.pending import Pending
+from stream_forecaster.records import Records
 from stream_forecaster.recovery import Recovery
-from stream_forecaster.shard import Shard, Turn
+from stream_forecaster.shard import Shard
 
 _POLL_S = 0.2
 _REPORT_S = 1.0
+_HEAR_S = 5.0
+"""What a poll brought and was not heard after so long is left. A piece takes a second or two, or as
+long as a single hop does."""
+_SHED_LOG_S = 60.0
+"""Keys are shed by the thousand: a line in the log so often says how many."""
 
 
 @dataclass
@@ -45,9 +54,7 @@ class _Held:
     Attributes:
         spoken: outputs of records before this offset have been published.
         committed: the group's offset; None before the first commit.
-        messages: to be published with the next commit.
-        turns: to be counted when it has succeeded.
-        read_ms: the broker's times of the records that made these forecasts due.
+        pending: to be published with the next commit, and counted when it has succeeded.
         assigned_s, saved_s: when it was assigned, and when it was last checkpointed.
     """
 
@@ -56,9 +63,7 @@ class _Held:
     committed: int | None
     assigned_s: float
     saved_s: float | None = None
-    messages: list[Message] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
-    read_ms: list[int] = field(default_factory=list)
+    pending: Pending = field(default_factory=Pending)
 
     @property
     def restoring(self) -> bool:
@@ -85,6 +90,7 @@ class Service:
         self._held: dict[int, _Held] = {}
         self._dropped: dict[int, Shard] = {}
         self._committed_s = self._reported_s = world.now_s()
+        self._keys_shed, self._shed_logged_s = 0, -math.inf
         self._scoreboard = Scoreboard(world.telemetry, settings)
         self.health = Health(world.now_s())
 
@@ -119,9 +125,8 @@ class Service:
             self.health = replace(self.health, assigned=tuple(sorted(self._held)))
         if poll.assigned:
             self._dropped.clear()
-        for records in poll.records:
-            self._hear(records)
-        if self._commit_due():
+        self._hear_all(poll.records)
+        if self._commit_due(idle=not any(map(len, poll.records))):
             self._commit()
         self._report()
 
@@ -160,41 +165,68 @@ class Service:
 
     # -- records come in ---------------------------------------------------------------------------
 
-    def _hear(self, records: Records) -> None:
+    def _hear_all(self, blocks: Iterable[Records]) -> None:
+        begin_s, queue = self._world.now_s(), deque(blocks)
+        heard: set[int] = set()
+        while queue:
+            records = queue.popleft()
+            if records.partition in heard and self._world.now_s() - begin_s >= _HEAR_S:
+                shard = self._held[records.partition].shard
+                self._transport.seek(records.partition, shard.offset)
+                continue
+            heard.add(records.partition)
+            left = self._hear(records)
+            if len(left):
+                queue.append(left)
+                if self._commit_due() and not self._commit():
+                    return  # nothing is held any more
+
+    def _hear(self, records: Records) -> Records:
+        """Advance by a piece of `records`; what is left of them."""
         held = self._held[records.partition]
+        most = self._settings.output.max_pending
         if held.restoring:
-            silent, records = records.split(held.spoken)
-            held.shard.advance(silent, aloud=False)
+            silent, after = records.split(held.spoken)
+            held.shard.advance(silent, aloud=False, most=most)
             if held.restoring:
-                return
+                return records.split(held.shard.offset)[1]
+            records = after
             seconds = self._world.now_s() - held.assigned_s
             self._telemetry.restore(seconds)
             self._log.info(
                 "partition_restored", partition=records.partition, seconds=round(seconds, 3)
             )
         begin_s = self._world.now_s()
-        turn = held.shard.advance(records)
+        turn = held.shard.advance(records, most=most)
         if turn.hops:
             self._telemetry.hop((self._world.now_s() - begin_s) / turn.hops)
-        self._collect(held, records, turn)
-
-    def _collect(self, held: _Held, records: Records, turn: Turn) -> None:
-        """Turn into messages, in an order that depends on the log alone."""
-        held.messages += self._encoder.output(turn.output)
-        for forecast in turn.forecasts:
-            row = int(np.searchsorted(records.offset, forecast.offset))
-            held.read_ms.append(int(records.time_ms[row]))
-        held.messages += map(self._encoder.dead_letter, turn.rejects)
-        held.turns.append(turn)
+        held.pending.add(turn, records)
+        if held.pending.forecasts > 2 * max(self._settings.output.max_pending, held.shard.keys):
+            held.pending.shed_superseded(self._shed_before_ms())
+        return records.split(held.shard.offset)[1]
 
     # -- commit and checkpoint ---------------------------------------------------------------------
 
-    def _commit_due(self) -> bool:
-        """At once when there is a forecast; else so often that a restart repeats little."""
-        if any(held.read_ms for held in self._held.values()):
-            return True
+    def _commit_due(self, *, idle: bool = False) -> bool:
+        """At once when there is a forecast; else so often that a restart repeats little.
+
+        Forecasts that may be shed wait for newer ones, unless the loop is `idle`, but no longer
+        than a checkpoint does: a restart begins there anyway.
+        """
         waited_ms = 1000 * (self._world.now_s() - self._committed_s)
-        return waited_ms >= self._settings.kafka.commit_interval_ms
+        hops_ms = [held.pending.newest_ms for held in self._held.values()]
+        newest_ms = [ms for ms in hops_ms if ms is not None]
+        if not newest_ms:
+            return waited_ms >= self._settings.kafka.commit_interval_ms
+        before_ms = self._shed_before_ms()
+        is_behind = all(0 <= ms < before_ms for ms in newest_ms)
+        patience_ms = self._settings.state.checkpoint_interval_ms
+        return idle or not is_behind or waited_ms >= patience_ms
+
+    def _shed_before_ms(self) -> int:
+        """Forecasts that records before this time made due may be shed, epoch ms."""
+        shed_after_ms = self._settings.output.shed_after_ms
+        return self._world.wall_ms() - shed_after_ms if shed_after_ms else 0
 
     def _commit(self) -> bool:
         """Publish what is ready and move the group's offsets; True if it worked."""
@@ -206,7 +238,10 @@ class Service:
         }
         if not ready:
             return True
-        messages = [message for held in ready.values() for message in held.messages]
+        if before_ms := self._shed_before_ms():
+            for held in ready.values():
+                held.pending.shed_superseded(before_ms)
+        messages = [m for held in ready.values() for m in held.pending.messages(self._encoder)]
         offsets = {partition: held.shard.offset for partition, held in ready.items()}
         try:
             self._transport.commit(messages, offsets)
@@ -222,13 +257,15 @@ class Service:
         self._telemetry.commit("committed")
         now_ms = self._world.wall_ms()
         for partition, held in ready.items():
-            for read_ms in held.read_ms:
+            for read_ms in held.pending.read_ms.values():
                 if read_ms >= 0:
                     self._telemetry.event_to_forecast(max(0, now_ms - read_ms) / 1000)
             held.committed = offsets[partition]
-            for turn in held.turns:
+            for turn in held.pending.turns:
                 self._scoreboard.count(turn)
-            held.messages, held.turns, held.read_ms = [], [], []
+                self._keys_shed += len(turn.shed)
+            self._telemetry.forecasts_shed("superseded", held.pending.shed)
+            held.pending = Pending()
         self._checkpoint_when_due()
         return True
 
@@ -259,6 +296,8 @@ class Service:
 
     def _report(self) -> None:
         now_s = self._world.now_s()
+        if self._keys_shed and now_s - self._shed_logged_s >= _SHED_LOG_S:
+            self._log_keys_shed(now_s)
         restoring = tuple(p for p, held in sorted(self._held.items()) if held.restoring)
         self.health = replace(self.health, heartbeat_s=now_s, restoring=restoring)
         if now_s - self._reported_s < _REPORT_S:
@@ -266,3 +305,13 @@ class Service:
         self._reported_s = now_s
         shards = [held.shard for held in self._held.values()]
         self._scoreboard.show(shards, self._transport.lag())
+
+    def _log_keys_shed(self, now_s: float) -> None:
+        self._log.warning(
+            "keys_shed",
+            keys=self._keys_shed,
+            max_keys=self._settings.state.max_keys,
+            hint="partitions have more keys than state.max_keys: the least active make room; raise "
+            "it if there is memory (stream-forecaster plan), or look for a flood of random keys",
+        )
+        self._keys_shed, self._shed_logged_s = 0, now_s

@@ -20,6 +20,8 @@ Rules of residence:
 2. A jump over many boundaries closes every bucket but speaks once, at the last one.
 3. A tombstone (a key and no value) forgets its key where it stands in the log, after the hop that
    its own time may have made due.
+4. A new key that finds no room takes it from the least active ones (`keys`), where it stands in the
+   log. Events are never dropped for want of room.
 """
 
 from collections.abc import Iterator
@@ -62,6 +64,7 @@ class Turn:
         drifts: per resolution, how many drifts were detected.
         training_steps: how many steps trained the network.
         forgotten: keys that tombstones named and that were known, in offset order.
+        shed: keys that made room for new ones, in offset order.
     """
 
     forecasts: tuple[Forecast, ...]
@@ -72,12 +75,14 @@ class Turn:
     drifts: tuple[int, ...]
     training_steps: int
     forgotten: tuple[Forgotten, ...] = ()
+    shed: tuple[Forgotten, ...] = ()
 
     @property
     def output(self) -> list[Forecast | Forgotten]:
         """What the output topic is told, in its order."""
-        both: list[Forecast | Forgotten] = [*self.forecasts, *self.forgotten]
-        return sorted(both, key=lambda said: said.offset)  # stable: a hop's forecasts come first
+        gone = (key for key in (*self.forgotten, *self.shed) if key.published)
+        all_: list[Forecast | Forgotten] = [*self.forecasts, *gone]
+        return sorted(all_, key=lambda said: said.offset)  # stable: a hop's forecasts come first
 
 
 class Shard:
@@ -113,7 +118,7 @@ class Shard:
         self._step_ms = settings.resolutions[0].step_ms
         self._newest_ms = _UNSEEN
         self._decode = EventDecoder(settings.input, calendar)
-        self._table = KeyTable()
+        self._table = KeyTable(settings.state.max_keys)
         self._table.add("observations", dtype=np.int64)
         self._table.add("sent_ms", dtype=np.int64, fill=-1)
         learner = None
@@ -153,13 +158,15 @@ class Shard:
         """The key table; to look at, not to touch."""
         return self._table
 
-    def advance(self, records: Records, *, aloud: bool = True) -> Turn:
+    def advance(self, records: Records, *, aloud: bool = True, most: int | None = None) -> Turn:
         """Move on by `records`, which must follow the last ones.
 
         Args:
             records: the next records of this partition.
             aloud: False during recovery: the same state, but the forecasts, which were published
                 before, are not made up again.
+            most: stop, with `offset` where it goes on, before a hop that would make more forecasts
+                than this in all; but not before the first.
 
         Raises:
             ValueError: records of another partition, or before `offset` (a bug in the caller).
@@ -169,13 +176,20 @@ class Shard:
         ):
             raise ValueError(f"records of partition {records.partition} before {self.offset}")
         events, rejects = self._decode(records)
+        if most is not None and (last := self._last_row(events, most)) is not None:
+            end = int(records.offset[last]) + 1
+            records, _ = records.split(end)
+            events = events.take(np.flatnonzero(events.row <= last))
+            rejects = [rejected for rejected in rejects if rejected.offset < end]
         forecasts: list[Forecast] = []
         forgotten: list[Forgotten] = []
+        shed: list[Forgotten] = []
         scores = [pool.no_score() for pool in self.pools]
         drifts, hops, counted = [0] * len(self.pools), 0, 0
         trained = self._scales.training_steps
         for run, hop, row in self._cut(events, records, rejects):
-            counted += self._absorb(run)
+            counted += len(run)
+            shed += self._absorb(run, records)
             if hop is not None:
                 hops += 1
                 hop_ms = int(self.calendar.start(hop, self._step_ms))
@@ -200,6 +214,7 @@ class Shard:
             tuple(drifts),
             self._scales.training_steps - trained,
             tuple(forgotten) if aloud else (),
+            tuple(shed) if aloud else (),
         )
 
     def checkpoint(self, log_id: str = "") -> Checkpoint:
@@ -233,6 +248,38 @@ class Shard:
             ) from error
         return shard
 
+    def _last_row(self, events: Events, most: int) -> int | None:
+        """The row of the last hop that `most` forecasts allow; None if there are no more after it.
+
+        Judged by the keys that there can be at each hop: some may go before it comes.
+        """
+        timed = events.time_ms[events.time_ms != UNTIMED_MS]
+        if not len(timed):
+            return None
+        begin_ms = timed[0] if self._newest_ms == _UNSEEN else self._newest_ms
+        due = np.flatnonzero(np.diff(self._closed(self._newest(begin_ms, events))))
+        if len(due) < 2:
+            return None
+        known: set[bytes | None] = {None}
+        keys = np.empty(len(events), np.int64)  # before each event
+        for i, key in enumerate(events.key):
+            keys[i] = len(self._table) + len(known) - 1
+            if key not in known and key not in self._table:  # type: ignore[operator]  # None is known
+                known.add(key)
+        forecasts = np.cumsum(np.minimum(keys[due], self._settings.state.max_keys))
+        hops = max(1, int(np.searchsorted(forecasts, most, side="right")))
+        return int(events.row[due[hops - 1]]) if len(due) > hops else None
+
+    def _newest(self, begin_ms: int, events: Events) -> Int64:
+        """(N + 1,) the greatest event time before each event, and after the last one."""
+        newest: Int64 = np.maximum.accumulate(np.concatenate([[begin_ms], events.time_ms]))
+        return newest
+
+    def _closed(self, newest: Int64) -> Int64:
+        """The first open bucket when the greatest event times are `newest`."""
+        lateness_ms = self._settings.input.allowed_lateness_ms
+        return self.calendar.index(newest - lateness_ms, self._step_ms)
+
     def _cut(
         self, events: Events, records: Records, rejects: list[Reject]
     ) -> Iterator[tuple[Events, int | None, int | None]]:
@@ -244,15 +291,14 @@ class Shard:
         """
         if not len(events):
             return
-        lateness_ms = self._settings.input.allowed_lateness_ms
         if self._newest_ms == _UNSEEN:
             timed = np.flatnonzero(events.time_ms != UNTIMED_MS)
             if not len(timed):
                 return  # nothing but tombstones, and no key that they could mean
             self._newest_ms = int(events.time_ms[timed[0]])
-            self._scales.begin(self._newest_ms - lateness_ms)
-        newest = np.maximum.accumulate(np.concatenate([[self._newest_ms], events.time_ms]))
-        closed = self.calendar.index(newest - lateness_ms, self._step_ms)  # (N + 1,)
+            self._scales.begin(self._newest_ms - self._settings.input.allowed_lateness_ms)
+        newest = self._newest(self._newest_ms, events)
+        closed = self._closed(newest)  # (N + 1,)
         is_event = np.array([key is not None for key in events.key], np.bool_)
         # A heartbeat that is behind, by a broker's clock set back, says nothing new: no reject.
         time_ms = np.maximum(events.time_ms, EARLIEST_MS)
@@ -271,20 +317,39 @@ class Shard:
             yield events.take(run), hop, int(events.row[i])
         yield events.take(rest), None, None
 
-    def _absorb(self, run: Events) -> int:
-        """Count events in; how many."""
-        if len(run):
-            slots = self._table.intern(run.key, run.time_ms)  # type: ignore[arg-type]  # no heartbeats left
+    def _absorb(self, run: Events, records: Records) -> list[Forgotten]:
+        """Count events in; which keys had to make room for new ones."""
+        shed: list[Forgotten] = []
+        begin = 0
+        while begin < len(run):
+            slots = self._table.intern(run.key[begin:], run.time_ms[begin:])  # type: ignore[arg-type]  # no heartbeats left
+            end = begin + len(slots)
             np.add.at(self._table["observations"], slots, 1)
-            self._scales.absorb(slots, run.time_ms, run.value)
-        return len(run)
+            self._scales.absorb(slots, run.time_ms[begin:end], run.value[begin:end])
+            if end < len(run):
+                shed += self._shed(int(records.offset[run.row[end]]))
+            begin = end
+        return shed
+
+    def _shed(self, offset: int) -> list[Forgotten]:
+        """Make room for the key of the record at `offset`; the keys that went."""
+        slots = self._table.least_active()
+        keys = [self._table.key(slot) for slot in slots.tolist()]
+        published = self._table["sent_ms"][slots] >= 0
+        self._scales.forget(slots)
+        for key in keys:
+            self._table.forget(key)
+        return [
+            Forgotten(self.partition, offset, key, "shed", sent)
+            for key, sent in zip(keys, published.tolist(), strict=True)
+        ]
 
     def _forget(self, key: bytes) -> bool:
         """Erase all that is kept of a key; False if there is nothing."""
         slot = self._table.slot(key)
         if slot is None:
             return False
-        self._scales.forget(slot)
+        self._scales.forget(np.array([slot]))
         return self._table.forget(key)
 
     def _issue(

@@ -33,6 +33,7 @@ def settings(
     ttl: str = "2h",
     *,
     network: bool = False,
+    max_keys: int = 100_000,
 ) -> Settings:
     """Three resolutions small enough for every ring to wrap often; the network costs time."""
     return parse(
@@ -45,7 +46,7 @@ def settings(
             "resolutions": _STEPS,
             "output": {"publish": publish, "quantiles": [0.1, 0.5, 0.9]},
             "model": {"network": network},
-            "state": {"key_ttl": ttl},
+            "state": {"key_ttl": ttl, "max_keys": max_keys},
             "kafka": {"commit_interval": "0s"},
         }
     )

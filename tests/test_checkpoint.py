@@ -128,11 +128,12 @@ def test_other_settings_are_named(changed: dict[str, Any], named: str) -> None:
         {"kafka": {"bootstrap_servers": "elsewhere:9092", "guarantee": "at_least_once"}},
         {"output": {"topic": "elsewhere"}},
         {"state": {"checkpoint_url": "memory://x", "checkpoint_interval": "1s"}},
+        {"state": {"max_keys": 7}},
         {"http": {"port": 0}},
     ],
 )
 def test_settings_that_move_no_forecast_may_change(changed: dict[str, Any]) -> None:
-    """Where the broker is, how often to commit: none of the checkpoint's business."""
+    """Where the broker is, how often to commit, for how many keys there is room."""
     saved = decode(encode(shard(parse({})).checkpoint()))
     saved.require(parse(changed).determining())
 

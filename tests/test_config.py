@@ -707,7 +707,12 @@ SECTIONS: dict[str, st.SearchStrategy[Any]] = {
         },
     ),
     "state": st.fixed_dictionaries(
-        {}, optional={"checkpoint_interval": DURATIONS, "key_ttl": LONG_DURATIONS}
+        {},
+        optional={
+            "checkpoint_interval": DURATIONS,
+            "key_ttl": LONG_DURATIONS,
+            "max_keys": st.integers(1, 10**9),
+        },
     ),
     "http": st.fixed_dictionaries({}, optional={"port": st.integers(0, 65_535)}),
     "log": st.fixed_dictionaries({}, optional={"level": st.sampled_from(["debug", "error"])}),
@@ -743,7 +748,7 @@ DETERMINING = {
     },
     "output": {"quantiles", "publish"},
     "model": {"weights", "network", "train_every_hops", "train_rows", "profile", "seed"},
-    "state": {"key_ttl"},
+    "state": {"key_ttl", "max_keys"},
 }
 """Section -> its settings that forecasts depend on; `resolutions` besides."""
 
@@ -789,7 +794,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "profile": "lean",
         "seed": 1,
     },
-    "state": {"key_ttl": "1d"},
+    "state": {"key_ttl": "1d", "max_keys": 99},
 }
 
 
@@ -818,7 +823,7 @@ def test_the_rest_leaves_config_id_alone(mapping: dict[str, Any]) -> None:
 
 def test_config_id_of_the_defaults_is_pinned() -> None:
     """Changing it makes every checkpoint and message id new: a decision, not a side effect."""
-    assert parse({}).config_id == "0f8de592f760"
+    assert parse({}).config_id == "a4bc3e583659"
 
 
 def test_determining_survives_json() -> None:

@@ -1,6 +1,8 @@
 """Dead letters: what was rejected comes back as it was."""
 
-from hypothesis import given
+from dataclasses import replace
+
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stream_forecaster.dead_letters import REPLAYS, dead_letter, read, resent
@@ -10,6 +12,7 @@ from stream_forecaster.records import Headers
 _names = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
     st.sampled_from(["__streams.errors.exception", "__streams.errors.offset", REPLAYS]),
+    st.just("stream_forecaster.cut"),
 )
 _headers = st.lists(
     st.tuples(_names, st.one_of(st.none(), st.binary(max_size=5), st.sampled_from([b"2", b"-1"]))),
@@ -26,6 +29,9 @@ _rejects = st.builds(
     time_ms=st.integers(-1, 10**14),
     headers=_headers,
 )
+
+
+_WHATEVER = Reject(0, 7, Reason.TOO_LARGE, "", b"", b"")
 
 
 def _with_values(headers: Headers) -> Headers:
@@ -47,6 +53,36 @@ def test_a_letter_says_what_was_rejected(reject: Reject) -> None:
         reject.offset,
     )
     assert letter.time_ms == (None if reject.time_ms < 0 else reject.time_ms)
+
+
+@given(
+    reject=_rejects,
+    sizes=st.tuples(*[st.integers(0, 4 << 20)] * 2),
+    header=st.sampled_from(["h", ""]),
+)
+@settings(max_examples=30)
+@example(reject=_WHATEVER, sizes=(1 << 20, 10 << 20), header="")
+@example(reject=_WHATEVER, sizes=(1 << 20, 2 << 20), header="")
+@example(reject=_WHATEVER, sizes=(10, 10), header="h")
+def test_a_letter_fits_whatever_is_rejected(
+    reject: Reject, sizes: tuple[int, int], header: str
+) -> None:
+    """Whole up to 3 MiB, else its beginning and a mark; the place in the input is always there."""
+    headers = (((header, b"x" * (4 << 20)),) if header else ()) + reject.headers
+    large = replace(reject, key=b"k" * sizes[0], value=b"v" * sizes[1], headers=headers)
+    message = dead_letter(large, "events", "dead")
+    letter = read(message.key, message.value, message.headers)
+
+    size = len(message.key or b"") + len(message.value or b"")
+    size += sum(len(name) + len(value) for name, value in message.headers)
+    own = sum(len(name.encode()) + len(value or b"") for name, value in headers)
+    assert size < (3 << 20) + 2_000
+    assert letter.is_cut == (sum(sizes) + own > 3 << 20)
+    assert (letter.reason, letter.offset) == (reject.reason.value, reject.offset)
+    assert (large.value or b"").startswith(letter.value or b"")
+    if not letter.is_cut:
+        assert (letter.key, letter.value) == (large.key, large.value)
+        assert letter.headers == _with_values(headers)
 
 
 @given(reject=_rejects, partitions=st.integers(1, 9))

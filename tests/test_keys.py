@@ -1,14 +1,16 @@
 """The key table against a dictionary."""
 
+from itertools import count
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from numpy.typing import NDArray
 
+from stream_forecaster.calendar import DAY_MS
 from stream_forecaster.keys import KeyTable, nested, under
 
 _keys = st.one_of(
@@ -205,3 +207,83 @@ def test_prefixes_are_taken_off_as_they_were_put_on() -> None:
     arrays = {"a": np.zeros(1), "b.c": np.ones(2)}
     mixed = {**nested("x", arrays), "xx.a": np.zeros(3)}
     assert under("x", mixed) == arrays
+
+
+# -- bounded ---------------------------------------------------------------------------------------
+
+
+def _see(table: KeyTable, keys: list[bytes], time_ms: NDArray[np.int64]) -> list[bytes]:
+    """Tell a bounded table of keys, making room where it has to be; the keys that went."""
+    gone: list[bytes] = []
+    begin = 0
+    while begin < len(keys):
+        begin += len(table.intern(keys[begin:], time_ms[begin:]))
+        if begin < len(keys):
+            idle = [table.key(slot) for slot in table.least_active().tolist()]
+            assert all(table.forget(key) for key in idle)
+            gone += idle
+    return gone
+
+
+@given(
+    seen=st.lists(st.tuples(st.sampled_from(b"abcdefgh"), st.integers(0, 5)), max_size=80),
+    bound=st.integers(1, 6),
+)
+def test_a_full_table_gives_up_the_least_active_key(
+    seen: list[tuple[int, int]], bound: int
+) -> None:
+    """By the events of a dictionary's keys, a day being worth half of the next; ties by slot."""
+    table, model = KeyTable(bound), dict[bytes, int]()
+    slots = dict[bytes, int]()
+    for letter, day in seen:
+        key = bytes([letter])
+        expected = []
+        if key not in model and len(model) == bound:
+            expected = [min(model, key=lambda k: (model[k], slots[k]))]
+            del model[expected[0]]
+        assert _see(table, [key], np.array([day * DAY_MS])) == expected
+        model[key] = model.get(key, 0) + 2**day
+        slots[key] = table.slot(key) or 0
+        assert len(table) == len(model) <= bound
+        assert all(known in table for known in model)
+
+
+@given(bound=st.integers(2, 200), others=st.floats(0.1, 0.9), seed=st.integers(0, 9))
+@settings(max_examples=10)
+def test_keys_that_come_once_do_not_throw_out_those_that_stay(
+    bound: int, others: float, seed: int
+) -> None:
+    """However many: they compete for what is left by those that came twice before."""
+    rng, table, once = np.random.default_rng(seed), KeyTable(bound), count()
+    room = max(1, bound // 64)
+    staying = [b"stays %d" % i for i in range(int(others * (bound - room)))]
+    gone: list[bytes] = []
+    for hour in range(10):
+        flood = [b"once %d" % next(once) for _ in range(3 * bound if hour > 1 else 0)]
+        keys = [*staying, *flood]
+        order = rng.permutation(len(keys))
+        time_ms = np.full(len(keys), hour * DAY_MS // 24)
+        gone += _see(table, [keys[i] for i in order], time_ms)
+    assert len(gone) > 20 * bound
+    assert not set(staying) & set(gone)
+    assert len(table) <= bound
+
+
+def test_a_table_is_never_longer_than_its_bound() -> None:
+    """Nor are its columns, though they grow by half at a time."""
+    table = KeyTable(100)
+    table.add("visits", (10,), dtype=np.float64)
+    _see(table, [b"%d" % i for i in range(1_000)], np.arange(1_000) * 1_000)
+    assert len(table) <= table.size == 100
+    assert table.bytes_for(100)["visits"] == table["visits"].nbytes == 100 * 80
+
+
+def test_a_table_with_a_lower_bound_takes_over_and_shrinks() -> None:
+    """All keys come along; those beyond the bound go with the next new one."""
+    larger, lower = KeyTable(50), KeyTable(10)
+    larger.intern([b"%d" % i for i in range(30)], np.arange(30) * DAY_MS)
+    lower.restore(larger.arrays())
+    assert len(lower) == 30
+    gone = _see(lower, [b"29", b"new"], np.array([30, 30]) * DAY_MS)
+    assert gone == [b"%d" % i for i in range(21)]
+    assert len(lower) == 10

@@ -86,7 +86,7 @@ def test_a_forgotten_key_leaves_no_sample() -> None:
     kept = samples.arrays["slot"] != 2
     before = {name: array[kept].copy() for name, array in samples.arrays.items()}
 
-    samples.forget(2)
+    samples.forget(np.array([2]))
     _land(samples, 5)
 
     fresh = Samples.room(1, (8,), _H)

@@ -55,11 +55,13 @@ class Process:
     cold_start: bool = False
     wall_ms: int = 0
     seconds: float = 0.0
+    per_poll: int = _PER_POLL
+    seconds_per_look: float = 0.0
 
     def __post_init__(self) -> None:
         self.registry, self.said = CollectorRegistry(), LogCapture()
         world = World(
-            MemoryTransport(self.log, lambda: _PER_POLL, self.script),
+            MemoryTransport(self.log, lambda: self.per_poll, self.script),
             MemoryStore(self.log, self.script),
             Telemetry(self.registry),
             structlog.wrap_logger(
@@ -67,10 +69,15 @@ class Process:
                 processors=[self.said],
                 wrapper_class=structlog.make_filtering_bound_logger(0),
             ),
-            now_s=lambda: self.seconds,
+            now_s=self._look,
             wall_ms=lambda: self.wall_ms,
         )
         self.service = Service(self.config, world, cold_start=self.cold_start)
+
+    def _look(self) -> float:
+        """The clock, which may go on while the service works."""
+        self.seconds += self.seconds_per_look
+        return self.seconds
 
     def steps(self, n: int, seconds_each: float = 10.0) -> "Process":
         """Turn the loop; the clock moves on between turns."""
@@ -444,6 +451,101 @@ def test_metrics_after_a_run() -> None:
         for name in ("last_value", "moving_average", "ewma_fast", "ewma_medium", "ewma_slow")
     ]
     assert 0 < sum(weights) <= 1
+
+
+def test_keys_that_are_shed_are_counted_and_logged_now_and_then() -> None:
+    """A counter for all, taken-back forecasts in the output, and a line a minute."""
+    log, config = _log(), settings(publish="changed", max_keys=5)
+    process = Process(log, config=config).drain()
+    shed = process.metric("keys_shed_total") or 0
+    told = process.events("keys_shed")
+    tombstones = [m for m in log.published if m.value is None]
+    assert 0 < len(tombstones) <= shed
+    assert process.metric("keys") == 5
+    assert 1 < len(told) < shed
+    assert sum(entry["keys"] for entry in told) <= shed
+    assert "state.max_keys" in told[0]["hint"]
+
+
+def _output(**changed: Any) -> Settings:
+    config = settings(publish="changed")
+    return config.model_copy(update={"output": config.output.model_copy(update=changed)})
+
+
+def test_a_poll_of_many_hops_is_committed_in_pieces() -> None:
+    """So that what waits stays within its bound, and the same is published in the end."""
+    log = _log()
+    process = Process(log, config=_output(max_pending=12), per_poll=600).drain()
+    assert log.published == _undisturbed()
+    assert (process.metric("commits_total", result="committed") or 0) > 60
+
+
+def test_what_takes_too_long_is_left_for_the_next_poll() -> None:
+    """A member that does not poll is taken for dead: after some seconds it polls again."""
+    log = _log()
+    process = Process(log, config=_output(max_pending=6), per_poll=600, seconds_per_look=1.0)
+    process.steps(2)
+    first = process.service._held[0].shard.offset
+    assert 0 < first < 600
+    assert process.metric("lag_records", partition="0") == 600 - first
+    process.drain()
+    assert log.published == _undisturbed()
+
+
+def test_each_partition_has_its_turn() -> None:
+    """One with a backlog does not hold up the others."""
+    rows = [MemoryRecord(*row) for row in _ROWS]
+    log = MemoryLog({0: rows, 1: [replace(row) for row in rows]})
+    process = Process(log, config=_output(max_pending=6), per_poll=600, seconds_per_look=1.0)
+    process.steps(2)
+    assert all(0 < held.shard.offset < 600 for held in process.service._held.values())
+
+
+def test_far_behind_superseded_forecasts_are_shed_and_counted() -> None:
+    """Every event counts, each key's last forecast is there, and what is left out is a metric."""
+    log = _log()
+    config = _output(shed_after_ms=60_000)
+    process = Process(log, config=config, wall_ms=_END_MS + 3_600_000).drain()
+    whole = _undisturbed()
+    assert process.metric("events_total") == 600
+    assert process.metric("forecasts_shed_total", reason="superseded") == len(whole) - len(
+        log.published
+    )
+    assert len(log.published) < len(whole) / 2
+    last, last_of_whole = ({m.key: m for m in log_} for log_ in (log.published, whole))
+    assert last == last_of_whole
+    counted = sum(process.metric("forecasts_total", origin=o) or 0 for o in ("pool", "prior"))
+    assert counted == len(log.published)
+
+
+def test_while_it_keeps_up_nothing_is_shed() -> None:
+    """Whatever is in one commit; the setting is about forecasts that are late."""
+    log = _log()
+    config = _output(shed_after_ms=60_000)
+    process = Process(log, config=config, wall_ms=_ROWS[0][2], per_poll=600).drain()
+    assert log.published == _undisturbed()
+    assert process.metric("forecasts_shed_total", reason="superseded") == 0
+
+
+def test_an_idle_loop_publishes_what_waits() -> None:
+    """The last forecasts of a log that ended long ago do not wait for newer ones."""
+    log = _log()
+    config = _output(shed_after_ms=60_000)
+    process = Process(log, config=config, wall_ms=_END_MS + 3_600_000, per_poll=600)
+    process.steps(2, seconds_each=0.0)
+    assert log.published == []
+    process.steps(1, seconds_each=0.0)
+    assert len({m.key for m in log.published}) == len(log.published) == 6
+
+
+def test_what_waits_to_be_superseded_is_bounded() -> None:
+    """By a few forecasts of each key, however long the backlog is."""
+    log = _log()
+    config = _output(shed_after_ms=60_000, max_pending=1)
+    process = Process(log, config=config, wall_ms=_END_MS + 3_600_000, per_poll=600)
+    process.steps(2, seconds_each=0.0)
+    assert log.published == []
+    assert process.service._held[0].pending.forecasts <= 12
 
 
 def test_readiness_follows_the_restore() -> None:

@@ -319,6 +319,64 @@ def test_a_checkpoint_after_a_tombstone_has_nothing_of_the_key() -> None:
             )
 
 
+def test_a_new_key_that_finds_no_room_takes_it_from_the_least_active() -> None:
+    """At once and between hops: its event counts, and the other's forecasts are taken back."""
+    told = Told(settings(max_keys=2))
+    told.tell_all(range(0, 600, 20))
+    told.tell_all(range(600, 660, 30), "bob")
+    turn = told.tell(661, "cyd")
+    assert (turn.events, turn.rejects) == (1, ())
+    assert [(f.key, f.offset, f.published) for f in turn.shed] == [(b"bob", 32, True)]
+    turn = told.tell(662, "eve")
+    assert [(f.key, f.offset, f.published) for f in turn.shed] == [(b"cyd", 33, False)]
+    assert turn.output == []
+    told.tell_all(range(680, 900, 20))
+    turn = told.tell(901, "dan")
+    assert [(f.key, f.why, f.published) for f in turn.shed] == [(b"eve", "shed", True)]
+    (taken_back,) = messages(told.config, [turn])
+    assert (taken_back.key, taken_back.value) == (b"eve", None)
+    assert dict(taken_back.headers)["ce_type"] == b"io.streamforecaster.forecast.shed.v1"
+    assert {b"ann", b"dan"} == {told.shard.table.key(slot) for slot in (0, 1)}
+
+
+def test_in_silence_a_key_that_is_shed_is_not_told() -> None:
+    """It was published before; the key may be back since."""
+    told = Told(settings(max_keys=1))
+    told.tell_all([0, 200])
+    log: list[Row] = [*told.log, (None, event("bob", START_MS + 210_000), START_MS + 210_000)]
+    turn = told.shard.advance(block(log, 2), aloud=False)
+    assert (turn.shed, turn.output) == ((), [])
+    assert b"bob" in told.shard.table
+
+
+def test_nothing_is_left_of_a_key_that_is_shed() -> None:
+    """An empty row in every column, bounded ones too, and no sample of the network's."""
+    config = settings("mean", network=True, max_keys=3)
+    river = {"model": redacted(config)["model"] | {"river": ["HoltWinters"]}}
+    told = Told(parse(redacted(config) | river))
+    for minute in range(40):
+        for user in ("idle", "ann", "bob")[minute % 4 > 0 :]:
+            told.tell(60 * minute, user)
+    slot = told.shard.table.slot(b"idle")
+    assert slot is not None
+    arrays = told.shard.checkpoint().arrays
+    sampled = [name for name in arrays if name.endswith(".slot")]
+    assert any((arrays[name] == slot).any() for name in sampled)
+    assert any((arrays[n][slot] > 0).any() for n in arrays if n.endswith("HoltWinters.count"))
+
+    (shed,) = told.shard._shed(0)
+
+    assert shed.key == b"idle"
+    saved = told.shard.checkpoint()
+    assert b"idle" not in checkpoint.encode(saved)
+    assert not any((saved.arrays[name] == slot).any() for name in sampled)
+    for name, column in under("table.column", saved.arrays).items():
+        if slot < len(column):
+            np.testing.assert_array_equal(
+                column[slot], np.full_like(column[slot], _fill(told, name))
+            )
+
+
 def _fill(told: Told, column: str) -> float:
     return told.shard.table._fill[column]
 

@@ -73,11 +73,12 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What came of it: records resent, passed over as they came back too often, and not ours."""
+    """What came of it: records resent; passed over: back too often, not ours, not whole."""
 
     resent: int = 0
     given_up: int = 0
     foreign: int = 0
+    cut: int = 0
 
 
 Progress = dict[int, dict[str, int]]
@@ -151,6 +152,7 @@ class Redelivery:
                 outcome.resent += len(messages)
                 outcome.given_up += found["given up"]
                 outcome.foreign += found["foreign"]
+                outcome.cut += found["cut"]
                 self._resent(len(messages))
         # Nothing to send, but brokers forget what nobody renews.
         self._commit([], progress, progress.keys())
@@ -180,7 +182,9 @@ class Redelivery:
                 letter.reason in plan.reasons
                 and record.offset >= progress[record.partition][letter.reason]
             ):
-                if letter.replays >= plan.max_replays:
+                if letter.is_cut:
+                    found["cut"] += 1
+                elif letter.replays >= plan.max_replays:
                     found["given up"] += 1
                 else:
                     messages.append(dead_letters.resent(letter, partitions))

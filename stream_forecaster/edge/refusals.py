@@ -14,6 +14,8 @@ from kafka.errors import (
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
     SaslAuthenticationFailedError,
     UnsupportedSaslMechanismError,
 )
@@ -26,6 +28,11 @@ def refusal(error: KafkaError) -> TransportError:
     hint = ""
     if isinstance(error, AuthorizationError):
         hint = "; the user lacks a permission: the README lists those that are needed"
+    if isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
+        hint = (
+            "; raise the topic's max.message.bytes: dead letters need 4194304, to which "
+            "`stream-forecaster topics create` sets it"
+        )
     return TransportError(f"Kafka refused: {error}{hint}")
 
 

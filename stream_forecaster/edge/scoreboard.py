@@ -40,6 +40,7 @@ class Scoreboard:
         for reason, n in Counter(rejected.reason.value for rejected in turn.rejects).items():
             self._telemetry.rejects(reason, n)
         self._telemetry.keys_forgotten(len(turn.forgotten))
+        self._telemetry.keys_shed(len(turn.shed))
         for forecast in turn.forecasts:
             self._telemetry.keys_expired(len(forecast.expired))
             for origin, n in Counter(forecast.origins).items():

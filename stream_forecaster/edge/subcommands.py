@@ -165,6 +165,10 @@ def replay_dead_letters(
     typer.echo(f"{outcome.resent:,} records sent to {settings.input.topic} again")
     if outcome.given_up:
         typer.echo(f"{outcome.given_up:,} passed over: they came back {max_replays} times or more")
+    if outcome.cut:
+        typer.echo(
+            f"{outcome.cut:,} passed over: too large, so the letter has only their beginning"
+        )
     if outcome.foreign:
         typer.echo(f"{outcome.foreign:,} passed over: not rejected from {settings.input.topic}")
     return 0

@@ -55,6 +55,10 @@ class Telemetry:
         for reason in Reason:
             self._rejects.labels(reason)
         self._forecasts = counter("forecasts", "Forecasts published, by origin.", ["origin"])
+        self._forecasts_shed = counter(
+            "forecasts_shed", "Forecasts not published, by why.", ["reason"]
+        )
+        self._forecasts_shed.labels("superseded")
         self._lag = gauge("lag_records", "Records of the partition not yet read.", ["partition"])
         self._watermark = gauge(
             "watermark_timestamp_seconds", "Event time the partition has reached.", ["partition"]
@@ -131,6 +135,10 @@ class Telemetry:
     def forecasts(self, origin: str, n: int) -> None:
         """Count forecasts published, by what made them ("pool", "pool+lstm")."""
         self._forecasts.labels(origin).inc(n)
+
+    def forecasts_shed(self, reason: Literal["superseded"], n: int) -> None:
+        """Count forecasts that were made and not published."""
+        self._forecasts_shed.labels(reason).inc(n)
 
     def lag(self, records: Mapping[int, int]) -> None:
         """Set the records behind the end of each partition given."""

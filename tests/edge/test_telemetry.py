@@ -71,6 +71,7 @@ def _exercise(telemetry: Telemetry) -> None:
     telemetry.state_bytes(4096)
     telemetry.keys_expired(1)
     telemetry.keys_shed(6)
+    telemetry.forecasts_shed("superseded", 4)
     telemetry.checkpoint(1_700_000_000.5)
     telemetry.checkpoint_failed()
     telemetry.restore(2.5)
@@ -113,6 +114,7 @@ def test_the_contract_is_kept(telemetry: Telemetry, registry: CollectorRegistry)
         ("state_bytes", {}, 4096),
         ("keys_expired_total", {}, 1),
         ("keys_shed_total", {}, 6),
+        ("forecasts_shed_total", {"reason": "superseded"}, 4),
         ("checkpoint_timestamp_seconds", {}, 1_700_000_000.5),
         ("checkpoints_failed_total", {}, 1),
         ("restore_seconds", {}, 2.5),

@@ -53,10 +53,53 @@ def test_any_cutting_gives_the_same_state_and_output(
 
 
 @_few
+@given(
+    log=st.one_of(rows(), forgetful()),
+    most=st.integers(1, 12),
+    max_keys=st.integers(1, 9),
+    data=st.data(),
+)
+def test_stopping_at_hops_is_a_cutting(
+    log: list[Row], most: int, max_keys: int, data: st.DataObject
+) -> None:
+    """What a bounded advance leaves is told again, and comes to the same; each keeps its bound."""
+    config = settings(max_keys=max_keys)
+    whole, one = _advance(config, log, [0, len(log)])
+    parts, many = shard(config), []
+    for i, j in pairwise(data.draw(cuts(len(log)))):
+        records = block(log, i, j)
+        while len(records):
+            many.append(parts.advance(records, most=most))
+            assert many[-1].hops < 2 or sum(len(f.keys) for f in many[-1].forecasts) <= most
+            _, records = records.split(parts.offset)
+    _assert_same((whole, one), (parts, many))
+
+
+@_few
 @given(log=forgetful(), data=st.data())
 def test_any_cutting_forgets_the_same_keys(log: list[Row], data: st.DataObject) -> None:
     """A tombstone stands between two records, not at an end of a poll."""
     _assert_alike(settings(publish="changed"), log, data.draw(cuts(len(log))))
+
+
+@_few
+@given(log=forgetful(), max_keys=st.integers(1, 5), data=st.data())
+def test_any_cutting_sheds_the_same_keys(
+    log: list[Row], max_keys: int, data: st.DataObject
+) -> None:
+    """Who has to make room for whom is decided by the log, not by who shares a poll."""
+    config = settings(publish="changed", max_keys=max_keys)
+    _assert_alike(config, log, data.draw(cuts(len(log))))
+
+
+@effort(max_examples=3)
+@given(log=forgetful(), max_keys=st.integers(2, 5), data=st.data())
+def test_any_cutting_sheds_the_same_samples(
+    log: list[Row], max_keys: int, data: st.DataObject
+) -> None:
+    """Likewise with the network."""
+    config = settings(network=True, max_keys=max_keys)
+    _assert_alike(config, log, data.draw(cuts(len(log))))
 
 
 @effort(max_examples=3)
@@ -77,8 +120,12 @@ def test_any_cutting_trains_the_same_network(
 
 
 def _assert_alike(config: Settings, log: list[Row], edges: list[int]) -> None:
-    whole, one = _advance(config, log, [0, len(log)])
-    parts, many = _advance(config, log, edges)
+    _assert_same(_advance(config, log, [0, len(log)]), _advance(config, log, edges))
+
+
+def _assert_same(some: tuple[Shard, list[Turn]], other: tuple[Shard, list[Turn]]) -> None:
+    (whole, one), (parts, many) = some, other
+    config = whole._settings
     assert messages(config, many) == messages(config, one)
     assert [r for turn in many for r in turn.rejects] == [r for turn in one for r in turn.rejects]
     assert sum(turn.events for turn in many) == sum(turn.events for turn in one)

@@ -38,6 +38,8 @@ _FATES: dict[Point, tuple[Fate, ...]] = {
     "commit": ("well", "well", "crash before", "crash after", "refused", "in doubt"),
     "checkpoint": ("well", "crash before", "crash after", "refused"),
 }
+_LATE_MS = 1 << 50
+"""A time at which everything is long ago."""
 _silent_log = structlog.wrap_logger(
     structlog.ReturnLogger(), wrapper_class=structlog.make_filtering_bound_logger(50)
 )
@@ -54,7 +56,9 @@ def _script(draws: list[int]) -> Script:
     return fate
 
 
-def _process(log: MemoryLog, config: Settings, script: Script, sizes: Callable[[], int]) -> None:
+def _process(
+    log: MemoryLog, config: Settings, script: Script, sizes: Callable[[], int], wall_ms: int
+) -> None:
     """Run one process until the log is drained or it dies."""
     ticks = iter(range(1_000_000))
     world = World(
@@ -63,19 +67,23 @@ def _process(log: MemoryLog, config: Settings, script: Script, sizes: Callable[[
         Telemetry(CollectorRegistry()),
         _silent_log,
         now_s=lambda: 10.0 * next(ticks),
-        wall_ms=lambda: 0,
+        wall_ms=lambda: wall_ms,
     )
     Service(config, world).run(stopping=lambda: log.drained)
 
 
 def _work_off(
-    partitions: dict[int, list[Row]], config: Settings, script: Script, sizes: Callable[[], int]
+    partitions: dict[int, list[Row]],
+    config: Settings,
+    script: Script,
+    sizes: Callable[[], int],
+    wall_ms: int = 0,
 ) -> list[Message]:
     """Restart processes until the log is drained; what was published in the end."""
     log = MemoryLog({p: [MemoryRecord(*row) for row in rows_] for p, rows_ in partitions.items()})
     for _ in range(1_000):
         try:
-            _process(log, config, script, sizes)
+            _process(log, config, script, sizes, wall_ms)
         except Crash:
             continue
         return log.published
@@ -138,6 +146,76 @@ def test_any_schedule_of_deaths_forgets_the_same_keys(
 ) -> None:
     """A tombstone is published once, however often it is read; and the key stays forgotten."""
     _assert_undisturbed(settings(publish="changed"), {0: log}, draws, sizes)
+
+
+@pytest.mark.timeout(400)
+@effort(max_examples=15)
+@given(
+    log=st.one_of(forgetful(), rows(max_size=40)),
+    max_keys=st.integers(1, 5),
+    draws=st.lists(st.integers(0, 11), min_size=5, max_size=60),
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=10),
+)
+def test_any_schedule_of_deaths_sheds_the_same_keys(
+    log: list[Row], max_keys: int, draws: list[int], sizes: list[int]
+) -> None:
+    """With more users than there is room for."""
+    config = settings(publish="changed", max_keys=max_keys)
+    _assert_undisturbed(config, {0: log}, draws, sizes)
+
+
+@pytest.mark.timeout(400)
+@effort(max_examples=15)
+@given(
+    log=st.tuples(forgetful(), rows(max_size=30)),
+    draws=st.lists(st.integers(0, 11), min_size=5, max_size=60),
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=10),
+    most=st.integers(1, 20),
+)
+def test_any_schedule_of_deaths_in_pieces_gives_the_uninterrupted_output(
+    log: tuple[list[Row], list[Row]], draws: list[int], sizes: list[int], most: int
+) -> None:
+    """Polls are heard in pieces with commits between them, and what takes too long is left."""
+    config = _with_output(settings(publish="changed"), max_pending=most)
+    partitions = {0: log[0], 1: [_other_user(row) for row in log[1]]}
+    _assert_undisturbed(config, partitions, draws, sizes)
+
+
+@pytest.mark.timeout(400)
+@effort(max_examples=15)
+@given(
+    log=st.one_of(forgetful(), rows(max_size=40)),
+    publish=st.sampled_from(["changed", "every_hop"]),
+    draws=st.lists(st.integers(0, 11), min_size=5, max_size=60),
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=10),
+    most=st.sampled_from([1, 20, 1_000]),
+)
+def test_what_is_shed_is_old_news(
+    log: list[Row], publish: str, draws: list[int], sizes: list[int], most: int
+) -> None:
+    """Far behind, forecasts are left out, and nothing else changes.
+
+    Of every key a reader sees some of what it would have seen, in that order and once, and the same
+    last word; all tombstones and all dead letters are there.
+    """
+    config = settings(publish=publish, ttl="10m")
+    shedding = _with_output(config, max_pending=most, shed_after_ms=1)
+    turn = iter(sizes * 10_000)
+    shed = _as_read(_work_off({0: log}, shedding, _script(draws), lambda: next(turn, 12), _LATE_MS))
+    whole = _as_read(_work_off({0: log}, config, fair_weather, lambda: 500))
+
+    assert shed.keys() == whole.keys()
+    for reader, messages in whole.items():
+        left = iter(messages)
+        assert all(message in left for message in shed[reader]), "in that order, and once"
+        assert shed[reader][-1] == messages[-1]
+        is_output = reader[0] == config.output.topic
+        must = [m for m in messages if not is_output or m.value is None]
+        assert [m for m in shed[reader] if not is_output or m.value is None] == must
+
+
+def _with_output(config: Settings, **output: int) -> Settings:
+    return config.model_copy(update={"output": config.output.model_copy(update=output)})
 
 
 def _assert_undisturbed(

@@ -100,6 +100,7 @@ LIST = (
     "plan",
     "training",
     "recovery",
+    "pending",
     "service",
     "demo_board",
     "demo_service",
