@@ -1,4 +1,4 @@
-"""Civil time in one zone: which bucket a moment falls into, and which phase of a day or a week.
+"""Civil time in one zone: which bucket a moment falls into, which phase, and what kind of day.
 
 Steps below a day divide UTC evenly. Steps of whole days follow local midnight, so that a day has
 23 or 25 hours when the clocks change. All of it is arithmetic on arrays; the zone's rules are read
@@ -6,7 +6,7 @@ once, into two small tables.
 """
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -30,7 +30,7 @@ _SAMPLE_MS = 6 * DAY_MS
 
 @dataclass(frozen=True)
 class Calendar:
-    """Buckets and phases in one IANA time zone.
+    """Buckets and phases in one IANA time zone, where some dates are `holidays`.
 
     >>> zurich = Calendar("Europe/Zurich")
     >>> start = zurich.start(zurich.index(1_774_742_400_000, DAY_MS), DAY_MS)  # 29 March 2026
@@ -39,15 +39,19 @@ class Calendar:
     """
 
     timezone: str
+    holidays: tuple[date, ...] = ()
     _change_ms: Int64 = field(init=False, repr=False)
     _offset_ms: Int64 = field(init=False, repr=False)
     _midnight_ms: Int64 = field(init=False, repr=False)
+    _holiday: Int64 = field(init=False, repr=False)  # days since 1970-01-01
 
     def __post_init__(self) -> None:
         change, offset = _transitions(ZoneInfo(self.timezone))
         object.__setattr__(self, "_change_ms", change)
         object.__setattr__(self, "_offset_ms", offset)
         object.__setattr__(self, "_midnight_ms", self._midnights())
+        holiday = np.array(self.holidays, "datetime64[D]").astype(np.int64)
+        object.__setattr__(self, "_holiday", holiday)
 
     def index(self, time_ms: Int64 | int, step_ms: int) -> Int64:
         """The bucket that `time_ms` falls into; ascends with time, consecutive for neighbours."""
@@ -75,6 +79,12 @@ class Calendar:
     def phase(self, time_ms: Int64 | int, period_ms: int, width_ms: int) -> Int64:
         """Which of the `period_ms // width_ms` parts of the local day or week a moment is in."""
         return (self.local(time_ms) + _MONDAY_SHIFT_MS) % period_ms // width_ms
+
+    def day_type(self, time_ms: Int64 | int) -> Int64:
+        """0 from Monday to Friday, 1 on Saturdays, 2 on Sundays and holidays."""
+        day = self.local(time_ms) // DAY_MS
+        weekday = (day + _MONDAY_SHIFT_MS // DAY_MS) % 7
+        return np.where(np.isin(day, self._holiday), 2, np.clip(weekday - 4, 0, 2))
 
     def from_local(self, local_ms: int) -> int:
         """The moment at which the wall clock reads `local_ms`, as `zoneinfo` has it with fold 0.

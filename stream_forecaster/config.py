@@ -11,6 +11,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -31,7 +32,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from stream_forecaster.calendar import DAY_MS, HOUR_MS, WEEK_MS
+from stream_forecaster.calendar import DAY_MS, HOUR_MS, WEEK_MS, Calendar
 from stream_forecaster.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "STREAM_FORECASTER__"
@@ -216,10 +217,15 @@ class Input(_Section):
     value: str = Field("", description="a field; empty: count events")
     aggregate: Literal["count", "sum", "mean"] = "count"
     timezone: str = "UTC"
+    holidays: tuple[date, ...] = Field((), description="local dates on which days go like Sundays")
     allowed_lateness_ms: Duration = Field(120_000, alias="allowed_lateness")
     max_ahead_ms: Duration = Field(300_000, alias="max_ahead")
     max_event_bytes: Size = Field(1 << 20, description="a larger value is rejected as too_large")
     max_key_bytes: Size = Field(1 << 10, description="a larger key is rejected as too_large")
+
+    def calendar(self) -> Calendar:
+        """Of the time zone, with its holidays."""
+        return Calendar(self.timezone, self.holidays)
 
     @field_validator("key")
     @classmethod

@@ -31,8 +31,9 @@ Int64 = NDArray[np.int64]
 Slots = Int64 | slice
 
 _FEWEST_LAGS = 4
-_SATURDAY = 5
 _DAY_TYPES = 3
+_LONGEST_GAP_DAYS = 8
+"""Between days of a type; further back nobody looks for the last one."""
 _LONGEST_PROFILE = 168
 """Phases kept per key and season: an hour-of-week profile, the longest that pays for itself."""
 
@@ -162,7 +163,7 @@ class Season:
     Attributes:
         name: the expert's.
         cycle: a local day, a local week, or a day of the same type: Monday to Friday, Saturday, or
-            Sunday.
+            Sunday and holidays.
         rate: weight of a phase's newest visit.
     """
 
@@ -221,19 +222,18 @@ class Seasonal(Expert):
         start_ms = self._calendar.start(index, self._step_ms)
         phase = self._calendar.phase(start_ms, self._season.period_ms, self._width_ms)
         if self._season.cycle == "day_type":
-            phase += self._phases * _day_type(self._weekday(start_ms))
+            phase += self._phases * self._calendar.day_type(start_ms)
         return phase
 
     def _since_last_ms(self, start_ms: int) -> int:
         """Time since this phase's previous visit."""
         if self._season.cycle != "day_type":
             return self._season.period_ms
-        weekday = int(self._weekday(np.array([start_ms]))[0])
-        return DAY_MS * (3 if weekday == 0 else 1 if weekday < _SATURDAY else 7)
-
-    def _weekday(self, start_ms: Int64) -> Int64:
-        """From Monday, 0."""
-        return self._calendar.phase(start_ms, WEEK_MS, DAY_MS)
+        noon_ms = start_ms - int(self._calendar.local(start_ms)) % DAY_MS + DAY_MS // 2
+        days = np.arange(_LONGEST_GAP_DAYS)
+        types = self._calendar.day_type(noon_ms - DAY_MS * days)
+        alike = days[1:][types[1:] == types[0]]
+        return DAY_MS * int(alike[0] if len(alike) else _LONGEST_GAP_DAYS)
 
 
 _SEASONS = (
@@ -382,11 +382,6 @@ def _on_seasons(
         for season in seasons
         if season.cycle == cycle
     ]
-
-
-def _day_type(weekday: Int64) -> Int64:
-    """0 from Monday to Friday, 1 on Saturday, 2 on Sunday."""
-    return np.clip(weekday - _SATURDAY + 1, 0, _DAY_TYPES - 1)
 
 
 def _flat(level: NDArray[np.floating[Any]]) -> Float64:

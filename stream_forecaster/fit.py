@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_forecaster.calendar import HOUR_MS, Calendar
+from stream_forecaster.calendar import HOUR_MS
 from stream_forecaster.config import Settings
 from stream_forecaster.errors import ConfigError
 from stream_forecaster.inputs import window_length
@@ -83,7 +83,7 @@ class History:
         if not settings.model.network:
             raise ConfigError("model.network is false: there is no network to fit")
         self._settings, self._weights = settings, weights
-        self._calendar = Calendar(settings.input.timezone)
+        self._calendar = settings.input.calendar()
         self._pace = Pace(
             every=1,
             draw=_DRAW,

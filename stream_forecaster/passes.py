@@ -16,7 +16,6 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.files import read_events, total_bytes, write_forecasts
 from stream_forecaster.edge.weights_file import read_weights
@@ -62,7 +61,7 @@ class Pass:
             weights: that the network starts from; None: those that the settings name.
         """
         self._settings, self._report = settings, report
-        self._calendar = Calendar(settings.input.timezone)
+        self._calendar = settings.input.calendar()
         self._encoder = Encoder(settings)
         self._weights = weights or read_weights(settings.model.weights)
         self._shards: dict[int, Shard] = {}

@@ -6,7 +6,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.shard import Shard
 
@@ -34,7 +33,7 @@ def plan(settings: Settings, keys: int, profile: str) -> dict[str, Any]:
     bound = max(keys, settings.state.max_keys)
     state = settings.state.model_copy(update={"max_keys": bound})
     changed = settings.model_copy(update={"model": model, "state": state})
-    shard = Shard(changed, Calendar(settings.input.timezone), 0, 0)
+    shard = Shard(changed, settings.input.calendar(), 0, 0)
     parts: dict[str, int] = defaultdict(int)
     for column, size in shard.table.bytes_for(keys).items():
         parts[_SPAN.get(column.partition(".")[0], "keys")] += size

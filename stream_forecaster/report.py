@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.calendar import EARLIEST_MS, LATEST_MS, Calendar
+from stream_forecaster.calendar import EARLIEST_MS, LATEST_MS
 from stream_forecaster.config import Settings
 from stream_forecaster.errors import ConfigError
 from stream_forecaster.forecasts import Forecast
@@ -48,7 +48,7 @@ class Report:
         Raises:
             ConfigError: it cannot.
         """
-        self._settings, self._calendar = settings, Calendar(settings.input.timezone)
+        self._settings, self._calendar = settings, settings.input.calendar()
         self._path = Path(directory) / "index.html"
         self._part = self._path.with_suffix(".part")
         with self._writing():

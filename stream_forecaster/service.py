@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from stream_forecaster import checkpoint
-from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.http import Health
 from stream_forecaster.edge.scoreboard import Scoreboard
@@ -84,7 +83,7 @@ class Service:
         self._settings, self._world = settings, world
         self._transport, self._store = world.transport, world.store
         self._telemetry, self._log = world.telemetry, world.log
-        calendar = Calendar(settings.input.timezone)
+        calendar = settings.input.calendar()
         self._recovery = Recovery(settings, calendar, world, cold_start=cold_start)
         self._encoder = Encoder(settings)
         self._held: dict[int, _Held] = {}

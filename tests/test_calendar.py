@@ -1,5 +1,6 @@
 """The calendar against zoneinfo, one moment at a time."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -121,6 +122,17 @@ def test_phases_follow_the_wall_clock(
     phase = int(calendar.phase(time_ms, period_ms, width_ms))
     assert phase == into_ms // width_ms
     assert 0 <= phase < period_ms // width_ms
+
+
+@given(calendar=calendars, time_ms=moments_ms, days=st.sets(st.integers(-9, 9)))
+def test_a_holiday_is_a_sunday(calendar: Calendar, time_ms: int, days: set[int]) -> None:
+    """From its local midnight to the next; other days are what the week makes of them."""
+    today = _wall(time_ms, ZoneInfo(calendar.timezone)).date()
+    holidays = tuple(today + timedelta(days=day) for day in days)
+    with_holidays = replace(calendar, holidays=holidays)
+    expected = 2 if 0 in days else max(today.weekday() - 4, 0)
+    assert int(with_holidays.day_type(time_ms)) == expected
+    assert calendar.day_type(np.array([time_ms])).tolist() == [max(today.weekday() - 4, 0)]
 
 
 _eventful_days = [

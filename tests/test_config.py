@@ -823,7 +823,7 @@ def test_the_rest_leaves_config_id_alone(mapping: dict[str, Any]) -> None:
 
 def test_config_id_of_the_defaults_is_pinned() -> None:
     """Changing it makes every checkpoint and message id new: a decision, not a side effect."""
-    assert parse({}).config_id == "a4bc3e583659"
+    assert parse({}).config_id == "ed5ba18ed87c"
 
 
 def test_determining_survives_json() -> None:

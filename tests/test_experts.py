@@ -1,7 +1,7 @@
 """What each expert says, worked out by hand. What holds of all is in `laws/test_experts.py`."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -164,6 +164,22 @@ def test_a_day_is_as_others_of_its_type() -> None:
         ahead = np.arange(1, 14 * 24)
         said = season.expert.predict(np.s_[:], index, ahead)[0]
         assert said.tolist() == _type_and_hour(calendar, index + ahead)
+
+
+def test_a_holiday_is_foretold_by_sundays() -> None:
+    """And teaches them, not the working days around it."""
+    thursday, friday = date(2026, 12, 24), date(2026, 12, 25)
+    calendar = Calendar("UTC", (thursday, friday))
+    season = _Season(calendar, HOUR_MS, "day_type", 0.5)
+    told = _hours(calendar, "2026-12-14", 10 * 24)  # from a Monday to a Wednesday
+    index = season.tell(_type_and_hour(calendar, told), int(told[0]))
+    said = season.expert.predict(np.s_[:], index, np.arange(1, 49))[0]
+    assert said.tolist() == [200.0 + hour for hour in range(24)] * 2
+    season.go_on([0.0] * 24, index + 1)
+    said = season.expert.predict(np.s_[:], index + 24, np.arange(25, 97))[0]  # from Saturday on
+    expected = [100.0 + hour for hour in range(24)], [100.0 + hour / 2 for hour in range(24)]
+    assert said[:48].tolist() == [*expected[0], *expected[1]]
+    assert said[48:].tolist() == [float(hour) for hour in range(24)]
 
 
 def test_an_unseen_weekend_is_expected_to_be_as_other_days() -> None:

@@ -96,6 +96,7 @@ class Stream:
         horizons: to be scored, in buckets; the longest one is what is asked for.
         aggregate: as in the settings.
         step_ms: bucket width.
+        holidays: public ones where the stream is from.
     """
 
     load: Callable[[Path], Rows]
@@ -105,6 +106,7 @@ class Stream:
     horizons: tuple[int, ...]
     aggregate: str = "count"
     step_ms: int = _HOUR_MS
+    holidays: tuple[str, ...] = ()
 
     def read(self, data: Path, limit: int | None = None) -> tuple[Truth, Rows]:
         """The truth, and the rows it is made of in order of time.
@@ -152,6 +154,7 @@ class Stream:
                 "time_format": "epoch_ms",
                 "allowed_lateness": "0s",
                 "aggregate": self.aggregate,
+                "holidays": list(self.holidays),
                 **value,
             },
             "resolutions": [fine, {"step": "1d", "context": 28, "horizon": 7}],
@@ -228,10 +231,17 @@ def _epoch_ms(times: Iterable[str]) -> Int64:
     return np.array(list(times), "datetime64[ms]").astype(np.int64)
 
 
+_FEDERAL_2013 = (
+    *("2013-01-01", "2013-01-21", "2013-02-18", "2013-05-27", "2013-07-04"),
+    *("2013-09-02", "2013-10-14", "2013-11-11", "2013-11-28", "2013-12-25"),
+)
+_FEDERAL_2014 = ("2014-01-01", "2014-01-20", "2014-02-17", "2014-05-26")
+"""Federal holidays of the United States, of 2014 until June."""
+
 STREAMS = {
     "etth1": Stream(partial(_load_ett, "ETTh1"), "2016-07-01", 600, 7, (1, 24, 48), "mean"),
     "etth2": Stream(partial(_load_ett, "ETTh2"), "2016-07-01", 600, 7, (1, 24, 48), "mean"),
-    "flights": Stream(_load_flights, "2013-01-01", 365, 50, (1, 24)),
+    "flights": Stream(_load_flights, "2013-01-01", 365, 50, (1, 24), holidays=_FEDERAL_2013),
     "mentions": Stream(_load_mentions, "2015-02-27", 55, 10, (24,), "sum", _QUARTER_MS),
-    "trips": Stream(_load_trips, "2014-01-01", 181, 60, (1, 24)),
+    "trips": Stream(_load_trips, "2014-01-01", 181, 60, (1, 24), holidays=_FEDERAL_2014),
 }

@@ -23,7 +23,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Input
 from stream_forecaster.errors import ConfigError
 from stream_forecaster.events import EventDecoder
@@ -181,7 +180,7 @@ class _Spread:
     """Which partition each event goes to, and under which key."""
 
     def __init__(self, settings: Input, partitions: int) -> None:
-        self._decode = EventDecoder(settings, Calendar(settings.timezone))
+        self._decode = EventDecoder(settings, settings.calendar())
         self._next_offset = [0] * partitions
         self._of = lru_cache(maxsize=1 << 16)(lambda key: (murmur2(key) & 0x7FFFFFFF) % partitions)
 

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_forecaster import checkpoint
-from stream_forecaster.calendar import Calendar
 from stream_forecaster.checkpoint import Store
 from stream_forecaster.config import Settings
 from stream_forecaster.forecasts import five_digits, rfc3339
@@ -32,7 +31,7 @@ def inspect(
     if not offsets:
         return None
     data = store.load(partition, offsets[0])
-    shard = Shard.restore(settings, Calendar(settings.input.timezone), checkpoint.decode(data))
+    shard = Shard.restore(settings, settings.input.calendar(), checkpoint.decode(data))
     slot = shard.table.slot(key) if key is not None else None
     found = {} if slot is None or key is None else {"key": _key(shard, key, slot)}
     watermark_ms = shard.watermark_ms
