@@ -17,7 +17,10 @@ counts: its detectors are always a function of the losses kept, before and after
 
     kept    1, 2, ... 3999, 4000 -> 2000, 2001, ... 4000 -> 2000, ...
 
-Source: Bifet and Gavaldà 2007; Page 1954; both as `river.drift` has them.
+`river.drift` has both, and takes a second of scipy to load. So ADWIN is taken from where that
+package takes it, and Page-Hinkley, a few lines, is here; the tests hold both to `river.drift`.
+
+Source: Bifet and Gavaldà 2007; Page 1954.
 """
 
 import math
@@ -27,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from river import drift
+from river._river_rust.drift import AdaptiveWindowing
 
 _KEPT = 4000
 """Losses. With 1000, half of it right after forgetting, most doublings are missed."""
@@ -42,6 +45,10 @@ _TOLERANCE = 0.75
 """In means: a doubling is just above it, a rhythm's crest hardly."""
 _THRESHOLD = 20.0
 """In means, summed over what exceeds mean and tolerance."""
+_FADING = 1 - 0.0001
+"""What is left of that sum after each value."""
+_YOUNG = 30
+"""Values before which Page-Hinkley sees no rise."""
 
 
 class Drift:
@@ -92,14 +99,11 @@ class _Detectors:
     def update(self, loss: float) -> bool:
         """Tell both; True if they now agree that losses have risen."""
         ratio = self._ratio(loss)
-        estimate = self._adwin.estimation
-        # ADWIN's bound is for values from 0 to 1.
-        self._adwin.update(ratio / _LARGEST_RATIO)  # type: ignore[no-untyped-call]
-        self._page_hinkley.update(ratio)  # type: ignore[no-untyped-call]
         self._told += 1
-        if self._adwin.drift_detected and self._adwin.estimation > estimate:
+        # ADWIN's bound is for values from 0 to 1.
+        if self._adwin.rises(ratio / _LARGEST_RATIO):
             self._rises[0] = self._told
-        if self._page_hinkley.drift_detected:
+        if self._page_hinkley.rises(ratio):
             self._rises[1] = self._told
         agreed: bool = self._told - min(self._rises) <= _AGREEMENT
         if agreed:
@@ -107,8 +111,7 @@ class _Detectors:
         return agreed
 
     def _start(self) -> None:
-        self._adwin = drift.ADWIN(clock=1)  # type: ignore[no-untyped-call]  # river ships no types
-        self._page_hinkley = drift.PageHinkley(delta=_TOLERANCE, threshold=_THRESHOLD, mode="up")
+        self._adwin, self._page_hinkley = _Adwin(), _PageHinkley()
         self._sorted: list[float] = []
         self._total = 0.0
         self._told = 0
@@ -125,3 +128,45 @@ class _Detectors:
         if loss > _LARGEST_RATIO * mean:
             return _LARGEST_RATIO
         return loss / mean if mean else 0.0
+
+
+class _Adwin:
+    """ADWIN, asked for rises; after any change it starts afresh."""
+
+    def __init__(self) -> None:
+        self._window: AdaptiveWindowing | None = None
+        self._estimate = 0.0
+
+    def rises(self, value: float) -> bool:
+        """Take in one value; True if the mean has changed, and upwards."""
+        if self._window is None:
+            self._window = AdaptiveWindowing(
+                delta=0.002, clock=1, max_buckets=5, min_window_length=5, grace_period=10
+            )
+        before, changed = self._estimate, self._window.update(value)
+        self._estimate = self._window.get_total() / max(self._window.get_width(), 1)
+        if changed:
+            self._window = None
+        return changed and self._estimate > before
+
+
+class _PageHinkley:
+    """The one-sided Page-Hinkley test; after a rise it starts afresh."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._count, self._mean = 0, 0.0
+        self._sum, self._least = 0.0, math.inf
+
+    def rises(self, value: float) -> bool:
+        """Take in one value; True if what is above the mean has added up to too much."""
+        self._count += 1
+        self._mean += 1 / self._count * (value - self._mean)
+        self._sum = _FADING * self._sum + (value - self._mean) - _TOLERANCE
+        self._least = min(self._least, self._sum)
+        if self._count < _YOUNG or self._sum - self._least <= _THRESHOLD:
+            return False
+        self._start()
+        return True

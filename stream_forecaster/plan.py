@@ -1,14 +1,19 @@
 """`plan`: what so many keys would take in memory, before there is one."""
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
-from stream_forecaster.shard import Shard
+from stream_forecaster.scales import Scales
+from stream_forecaster.shard import new_table
+
+if TYPE_CHECKING:
+    from stream_forecaster.learning import Learner
 
 _SPAN = {
     "window": "windows",
@@ -20,6 +25,13 @@ _SPAN = {
 }
 
 
+class _Network:
+    """What columns are made by in the place of a network, which would load torch."""
+
+    def __init__(self, resolutions: int) -> None:
+        self.shares = np.zeros((resolutions, 2))
+
+
 def plan(settings: Settings, keys: int, profile: str) -> dict[str, Any]:
     """Bytes of state that `keys` keys of one partition take, all told and by what holds them.
 
@@ -29,11 +41,11 @@ def plan(settings: Settings, keys: int, profile: str) -> dict[str, Any]:
         profile: "full" or "lean", whatever the settings say.
     """
     model = settings.model.model_copy(update={"profile": profile})
-    shard = Shard(
-        settings.model_copy(update={"model": model}), Calendar(settings.input.timezone), 0, 0
-    )
+    table, calendar = new_table(), Calendar(settings.input.timezone)
+    network = cast("Learner", _Network(len(settings.resolutions))) if model.network else None
+    Scales(table, calendar, settings.model_copy(update={"model": model}), network)
     parts: dict[str, int] = defaultdict(int)
-    for column, size in shard.table.bytes_for(keys).items():
+    for column, size in table.bytes_for(keys).items():
         parts[_SPAN.get(column.partition(".")[0], "keys")] += size
     total = sum(parts.values())
     return {

@@ -24,6 +24,7 @@ Rules of residence:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +36,15 @@ from stream_forecaster.errors import CheckpointMismatch
 from stream_forecaster.events import UNTIMED_MS, EventDecoder, Events, Reason, Reject, reject
 from stream_forecaster.forecasts import Forecast, Forgotten, Intent
 from stream_forecaster.keys import KeyTable, nested, under
-from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.pace import Pace
 from stream_forecaster.pool import Paths, Pool
 from stream_forecaster.records import Records
 from stream_forecaster.scales import Issued, Scales
 from stream_forecaster.scoring import Score
 from stream_forecaster.weights import Weights, shipped
+
+if TYPE_CHECKING:  # it loads torch: a process without a network does without
+    from stream_forecaster.learning import Learner
 
 Int64 = NDArray[np.int64]
 
@@ -113,9 +117,7 @@ class Shard:
         self._step_ms = settings.resolutions[0].step_ms
         self._newest_ms = _UNSEEN
         self._decode = EventDecoder(settings.input, calendar)
-        self._table = KeyTable()
-        self._table.add("observations", dtype=np.int64)
-        self._table.add("sent_ms", dtype=np.int64, fill=-1)
+        self._table = new_table()
         learner = None
         if settings.model.network:
             learner = learner_for(settings, partition, weights, pace)
@@ -144,7 +146,7 @@ class Shard:
         return self._scales.pools
 
     @property
-    def learner(self) -> Learner | None:
+    def learner(self) -> "Learner | None":
         """What trains the network; None without one. To look at, not to touch."""
         return self._scales.learner
 
@@ -346,10 +348,20 @@ def _to_forget(records: Records, row: int) -> bytes | None:
     return (records.key[row] or None) if records.value[row] is None else None
 
 
+def new_table() -> KeyTable:
+    """A table of keys with what a shard itself keeps of each."""
+    table = KeyTable()
+    table.add("observations", dtype=np.int64)
+    table.add("sent_ms", dtype=np.int64, fill=-1)
+    return table
+
+
 def learner_for(
     settings: Settings, partition: int, weights: Weights | None = None, pace: Pace | None = None
-) -> Learner:
+) -> "Learner":
     """The network of one partition; arguments as for `Shard`."""
+    from stream_forecaster.learning import Learner  # noqa: PLC0415  (loads torch)
+
     steps, contexts, horizons = zip(
         *((r.step_ms, r.context, r.horizon) for r in settings.resolutions), strict=True
     )

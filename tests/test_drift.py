@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from river import drift
 
-from stream_forecaster.drift import Drift
+from stream_forecaster.drift import Drift, _Adwin, _PageHinkley
 
 _stretches = st.lists(
     st.tuples(st.integers(1, 1500), st.floats(0, 20), st.floats(0, 5)), min_size=1, max_size=8
@@ -81,6 +81,27 @@ def test_it_detects_what_both_of_river_detect(
     losses = _losses(stretches, seed)
     said = [drifted for drifted, _ in _told(Drift(), losses)]
     assert (said.index(True) if any(said) else None) == _first_agreement(losses)
+
+
+@settings(max_examples=30)
+@example(stretches=[(100, 1.0, 0.1), (40, 4.0, 0.1)] * 8, seed=0)  # each starts afresh, often
+@given(stretches=_stretches, seed=st.integers(0, 99))
+def test_each_detector_is_that_of_river(
+    stretches: list[tuple[int, float, float]], seed: int
+) -> None:
+    """Law: value by value, also after it has started afresh."""
+    adwin = drift.ADWIN(clock=1)  # type: ignore[no-untyped-call]  # river ships no types
+    page_hinkley = drift.PageHinkley(delta=0.75, threshold=20.0, mode="up")
+    ours, also_ours = _Adwin(), _PageHinkley()
+    for value in np.clip(_losses(stretches, seed), 0, 4).tolist():
+        before = adwin.estimation
+        adwin.update(value / 4)  # type: ignore[no-untyped-call]
+        page_hinkley.update(value)  # type: ignore[no-untyped-call]
+        rise = adwin.drift_detected and adwin.estimation > before
+        assert (ours.rises(value / 4), also_ours.rises(value)) == (
+            rise,
+            page_hinkley.drift_detected,
+        )
 
 
 @settings(max_examples=25)
