@@ -69,7 +69,7 @@ clean: ## remove the environment and every cache
 
 .venv/installed: .venv/locked pyproject.toml
 	$(BIN)/pip install $(PIP_FLAGS) -q --no-deps --no-build-isolation -e .
-	@$(BIN)/python -c 'import stream_forecaster.scales' # compiles its loops, once
+	@$(BIN)/python -c 'from stream_forecaster import compiled, scales; compiled.compile_all()'
 	@touch $@
 	@echo "Ready."
 

@@ -24,7 +24,7 @@ import torch
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.learning import Pace
+from stream_forecaster.pace import Pace
 from stream_forecaster.scales import Scales
 from stream_forecaster.shard import learner_for
 

@@ -28,7 +28,8 @@ from rich.live import Live
 from rich.markup import escape
 from structlog.typing import FilteringBoundLogger
 
-from stream_forecaster import __version__, backtest, demo, plan, training
+from stream_forecaster import __version__, backtest, demo, plan
+from stream_forecaster.compiled import compile_all
 from stream_forecaster.config import Settings
 from stream_forecaster.edge import console, logs, topics
 from stream_forecaster.edge.http import Health, HttpServer
@@ -57,6 +58,7 @@ from stream_forecaster.edge.weights_file import read_weights
 from stream_forecaster.edge.world import World
 from stream_forecaster.errors import StoreUnusable, StreamForecasterError, Unavailable
 from stream_forecaster.service import Service
+from stream_forecaster.weights import shipped
 
 OK, GATE_FAILED, BROKER_AWAY, BUG = 0, 1, 3, 70
 
@@ -147,8 +149,11 @@ def _serve(
         def alive() -> None:
             server.health = replace(server.health, heartbeat_s=time.monotonic())
 
+        compile_all()  # and torch is loaded: a member of the group should not take that long
+        weights = None
+        if settings.model.network:
+            weights = read_weights(settings.model.weights) or shipped()
         with closing(KafkaTransport(settings, log, stopping, alive=alive)) as transport:
-            weights = read_weights(settings.model.weights)
             world = World(transport, store, telemetry, log, weights=weights)
             Service(settings, world, cold_start=cold_start).run(stopping.is_set, observe)
 
@@ -372,6 +377,8 @@ def fit(  # noqa: PLR0913  (one parameter per option)
     as_json: AsJson = False,
 ) -> int:
     """Train the network on a file of past events, from model.weights on; minutes of one core."""
+    from stream_forecaster import training  # noqa: PLC0415  (loads torch, which no other needs)
+
     return training.fit(
         settings,
         [*events, *(more_events or ())],
@@ -394,6 +401,8 @@ def run_pretraining(
     ] = None,
 ) -> None:
     """Train the network on synthetic series, as the weights that ship were; hours of one core."""
+    from stream_forecaster import training  # noqa: PLC0415  (as above)
+
     out_now = Console()
     raise typer.Exit(
         training.pretrain(out, steps=steps, seed=seed, begin_with=begin_with, console=out_now)

@@ -1,8 +1,9 @@
 """Loops over keys, compiled: one pass where arrays as a whole would need many.
 
 A compiled function is the plain loop that a reader would write. Its types are stated, so that it is
-compiled once, when its module is imported, and not at the first forecast. What comes of it is kept
-beside the module, or where `NUMBA_CACHE_DIR` says; where neither can be written, nothing is kept.
+compiled once and for all: when it is first called, or before that by `compile_all`. What comes of
+it is kept beside the module, or where `NUMBA_CACHE_DIR` says; where neither can be written, nothing
+is kept.
 
 Constants of the module itself are compiled in. Those of another may change unnoticed: pass them.
 
@@ -12,15 +13,12 @@ any batching comes to the same bits.
 
 import warnings
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
+from functools import update_wrapper
+from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 
 _Loop = TypeVar("_Loop", bound=Callable[..., None])
-
-_SCALARS = {"f8": numba.float64, "f4": numba.float32, "i8": numba.int64, "b1": numba.boolean}
 
 
 def compiled(signature: str) -> Callable[[_Loop], _Loop]:
@@ -32,34 +30,60 @@ def compiled(signature: str) -> Callable[[_Loop], _Loop]:
         signature: the types of what it reads, then ">" and of what it writes to. "f8" is a number,
             "f8:2" an array with two axes; there are f8, f4, i8 and b1.
     """
-    reads, writes = (part.split() for part in signature.split(">"))
-    made = numba.void(*map(_type, reads + writes))
-    arrays = [i for i, read in enumerate(reads) if ":" in read]
 
-    def compile_loop(loop: _Loop) -> _Loop:
-        run = _compile(loop, made)
+    def compiled_loop(loop: _Loop) -> _Loop:
+        _all.append(made := _Compiled(loop, signature))
+        return cast("_Loop", made)
 
-        @wraps(loop)
-        def laid_out(*arguments: Any) -> None:  # noqa: ANN401  (arrays and numbers)
-            told = list(arguments)
-            for i in arrays:
-                told[i] = np.ascontiguousarray(told[i])
-            run(*told)
-
-        return laid_out  # type: ignore[return-value]  # the same parameters
-
-    return compile_loop
+    return compiled_loop
 
 
-def _compile(loop: Callable[..., None], made: Any) -> Any:  # noqa: ANN401  (numba's)
+def compile_all() -> None:
+    """Compile what is not yet, or load what was kept: seconds, or a tenth of one."""
+    for loop in _all:
+        loop.compile()
+
+
+class _Compiled:
+    """One loop, and what was made of it."""
+
+    def __init__(self, loop: Callable[..., None], signature: str) -> None:
+        update_wrapper(self, loop)
+        self._loop, self._run = loop, None
+        reads, self._writes = (part.split() for part in signature.split(">"))
+        self._reads = reads
+        self._arrays = [i for i, read in enumerate(reads) if ":" in read]
+
+    def __call__(self, *arguments: Any) -> None:  # noqa: ANN401  (arrays and numbers)
+        told = list(arguments)
+        for i in self._arrays:
+            told[i] = np.ascontiguousarray(told[i])
+        run = self._run or self.compile()
+        run(*told)
+
+    def compile(self) -> Any:  # noqa: ANN401  (numba's)
+        """Once."""
+        if self._run is None:
+            self._run = _compile(self._loop, [*self._reads, *self._writes])
+        return self._run
+
+
+_all: list[_Compiled] = []
+
+
+def _compile(loop: Callable[..., None], names: list[str]) -> Any:  # noqa: ANN401  (numba's)
+    import numba  # noqa: PLC0415  (takes half a second, and few commands forecast)
+
+    scalars = {"f8": numba.float64, "f4": numba.float32, "i8": numba.int64, "b1": numba.boolean}
+
+    def typed(name: str) -> Any:  # noqa: ANN401
+        scalar, _, axes = name.partition(":")
+        return numba.types.Array(scalars[scalar], int(axes), "C") if axes else scalars[scalar]
+
+    signature = numba.void(*map(typed, names))
     # Threads that keep a consumer alive go on meanwhile; 1 / 0 is infinity, as in numpy.
     try:
-        return numba.njit(made, cache=True, nogil=True, error_model="numpy")(loop)
+        return numba.njit(signature, cache=True, nogil=True, error_model="numpy")(loop)
     except RuntimeError as error:  # "cannot cache function"
         warnings.warn(f"compiled anew at every start: {error}", RuntimeWarning, stacklevel=3)
-        return numba.njit(made, nogil=True, error_model="numpy")(loop)
-
-
-def _type(name: str) -> Any:  # noqa: ANN401  (numba's)
-    scalar, _, axes = name.partition(":")
-    return numba.types.Array(_SCALARS[scalar], int(axes), "C") if axes else _SCALARS[scalar]
+        return numba.njit(signature, nogil=True, error_model="numpy")(loop)

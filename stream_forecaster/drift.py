@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from river import drift
 
 _KEPT = 4000
 """Losses. With 1000, half of it right after forgetting, most doublings are missed."""
@@ -107,6 +106,8 @@ class _Detectors:
         return agreed
 
     def _start(self) -> None:
+        from river import drift  # noqa: PLC0415  (loads scipy, which takes a second)
+
         self._adwin = drift.ADWIN(clock=1)  # type: ignore[no-untyped-call]  # river ships no types
         self._page_hinkley = drift.PageHinkley(delta=_TOLERANCE, threshold=_THRESHOLD, mode="up")
         self._sorted: list[float] = []

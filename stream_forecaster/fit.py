@@ -26,7 +26,8 @@ from stream_forecaster.calendar import HOUR_MS
 from stream_forecaster.config import Settings
 from stream_forecaster.errors import ConfigError
 from stream_forecaster.inputs import window_length
-from stream_forecaster.learning import Float32, Int64, Pace
+from stream_forecaster.learning import Float32, Int64
+from stream_forecaster.pace import Pace
 from stream_forecaster.records import Records
 from stream_forecaster.samples import EvenSamples, Samples
 from stream_forecaster.shard import Shard, learner_for

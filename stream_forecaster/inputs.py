@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster.architecture import BUCKETS, CANDIDATES, CHANNELS, PATCH
 from stream_forecaster.calendar import DAY_MS, WEEK_MS, Calendar
-from stream_forecaster.network import BUCKETS, CANDIDATES, CHANNELS, PATCH
 
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]

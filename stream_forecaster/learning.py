@@ -15,7 +15,6 @@ Axes: N samples, R resolutions, H horizon; else as in `network`.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from torch.random import fork_rng
 from stream_forecaster.inputs import gate_bucket, window_length
 from stream_forecaster.keys import nested, under
 from stream_forecaster.network import Answer, Network, Steps, loss
+from stream_forecaster.pace import Pace
 from stream_forecaster.samples import EvenSamples, Samples, Told
 from stream_forecaster.weights import Weights
 
@@ -40,33 +40,6 @@ _STEPS = 16
 """Steps of the horizon, drawn at random, that one training step looks at."""
 _HARD = 3.0
 """A sample with a larger loss counts in proportion: noise has no lesson."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How much is learned, and how fast.
-
-    Attributes:
-        every: closed buckets between two lessons; 0: there are none.
-        draw: samples taken then.
-        repeat: steps taken then.
-        rows: samples in a step.
-        capacity: samples kept per resolution.
-        rate: of AdamW.
-        memory: of the average of the weights, per step.
-        evenly: keep samples of all times alike, rather than the newest.
-        speaks: is the network asked for forecasts, or only taught?
-    """
-
-    every: int = 6
-    draw: int = 16
-    repeat: int = 1
-    rows: int = 64
-    capacity: int = 256
-    rate: float = 3e-4
-    memory: float = 0.99
-    evenly: bool = False
-    speaks: bool = True
 
 
 class Learner:

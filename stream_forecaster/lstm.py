@@ -7,20 +7,23 @@ decoders of all resolutions read.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_forecaster import inputs
+from stream_forecaster.architecture import LEVELS, STATE
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.inputs import Timetable
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.learning import Learner
-from stream_forecaster.network import LEVELS, STATE
 from stream_forecaster.samples import Told
 from stream_forecaster.spread import Spread
 from stream_forecaster.windows import Window
+
+if TYPE_CHECKING:  # it loads torch: a process without a network does without
+    from stream_forecaster.learning import Learner
 
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -75,7 +78,7 @@ class View:
 class Seats:
     """The resolutions at a shard's network, finest first; filled while the shard is built."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: "Learner") -> None:
         self.learner = learner
         self.all: list[Lstm] = []
 

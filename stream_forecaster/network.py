@@ -19,48 +19,28 @@ multi-horizon quantiles as in MQ-RNN, Wen et al. 2017.
 """
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LEVELS = (0.025, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975)
-CANDIDATES = (
-    "last_value",
-    "ma_3",
-    "moving_average",
-    "ewma_fast",
-    "ewma_medium",
-    "ewma_slow",
-    "seasonal_day",
-    "seasonal_week",
-    "day_type_fast",
-    "day_type_slow",
-    "ridge",
-    "population",
+from stream_forecaster.architecture import (
+    BUCKETS,
+    CANDIDATES,
+    CHANNELS,
+    CLUES,
+    LEVELS,
+    NORMAL,
+    PATCH,
+    STATE,
+    STATISTICS,
 )
-"""Experts whose paths the decoder sees; one that a resolution lacks is masked."""
-PATCH = 4
-"""Buckets that the encoder reads at a time."""
-CHANNELS = 3
-"""Value, is it there, landed one-step error."""
-STATISTICS = 14
-CLUES = 12
-"""Numbers known of every step beside the experts' paths and their landed losses."""
-BUCKETS = 8
-"""Horizon buckets of the gate: steps 1, 2, 3-4, 5-8, ... 65 and more."""
-STATE = 32
-PATHS = ("absolute", "residual")
-"""What the decoder says beside quantiles, in the order of their weights in the fusion."""
 
 _HIDDEN, _WIDTH = 48, 48
 _BOUND = 3.0
 """The most that a correction amounts to, in expected errors."""
 _LARGEST_LOGIT = 30.0
 _MIDDLE = LEVELS.index(0.5)
-NORMAL = [NormalDist().inv_cdf(level) * 1.2533 for level in LEVELS]
-"""Quantiles of a normal distribution whose mean absolute value is one: where the widths begin."""
 
 
 @dataclass(frozen=True, slots=True)

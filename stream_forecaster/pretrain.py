@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.learning import Learner
 from stream_forecaster.lstm import Seats
+from stream_forecaster.pace import Pace
 from stream_forecaster.pool import Pool
 from stream_forecaster.series import World, generate, generate_minutes
 from stream_forecaster.weights import Weights

@@ -21,7 +21,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from river import time_series
 
 from stream_forecaster.calendar import DAY_MS, WEEK_MS
 from stream_forecaster.keys import KeyTable
@@ -145,6 +144,8 @@ class RiverForecaster:
 
 def _forecasters() -> dict[str, type[Any]]:
     """The classes of `river.time_series` that forecast, by name."""
+    from river import time_series  # noqa: PLC0415  (loads scipy, and few ask for it)
+
     found = inspect.getmembers(time_series, inspect.isclass)
     return {name: it for name, it in found if issubclass(it, time_series.base.Forecaster)}
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from stream_forecaster.network import CANDIDATES, CHANNELS, CLUES, STATISTICS
+from stream_forecaster.architecture import CANDIDATES, CHANNELS, CLUES, STATISTICS
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -15,7 +15,7 @@ minute at a time, is the same path with what has come since, and is not judged.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,15 @@ from threadpoolctl import threadpool_limits
 
 from stream_forecaster.agreement import Agreement, Steps, drawn_in, steps_at
 from stream_forecaster.calendar import Calendar
+from stream_forecaster.compiled import compile_all
 from stream_forecaster.config import Settings
 from stream_forecaster.keys import KeyTable, Part, arrays_of, restore_all
-from stream_forecaster.learning import Learner
 from stream_forecaster.lstm import Seats
 from stream_forecaster.pool import Closed, Opinion, Paths, Pool, chunks
 from stream_forecaster.standing import Standing, Statement
+
+if TYPE_CHECKING:  # it loads torch: a process without a network does without
+    from stream_forecaster.learning import Learner
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -91,7 +94,7 @@ class Scales:
         table: KeyTable,
         calendar: Calendar,
         settings: Settings,
-        learner: Learner | None = None,
+        learner: "Learner | None" = None,
     ) -> None:
         """Add the columns of all resolutions to `table`.
 
@@ -101,6 +104,7 @@ class Scales:
             settings: all of them.
             learner: the shard's network; None: the experts alone.
         """
+        compile_all()
         # One process per core: more threads of a product wait for each other. And the same bits
         # whatever the machine.
         threadpool_limits(1, user_api="blas")

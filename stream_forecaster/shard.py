@@ -26,6 +26,7 @@ Rules of residence:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +38,15 @@ from stream_forecaster.errors import CheckpointMismatch
 from stream_forecaster.events import UNTIMED_MS, EventDecoder, Events, Reason, Reject, reject
 from stream_forecaster.forecasts import Forecast, Forgotten, Intent
 from stream_forecaster.keys import KeyTable, nested, under
-from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.pace import Pace
 from stream_forecaster.pool import Paths, Pool
 from stream_forecaster.records import Records
 from stream_forecaster.scales import Issued, Scales
 from stream_forecaster.scoring import Score
 from stream_forecaster.weights import Weights, shipped
+
+if TYPE_CHECKING:  # it loads torch: a process without a network does without
+    from stream_forecaster.learning import Learner
 
 Int64 = NDArray[np.int64]
 
@@ -149,7 +153,7 @@ class Shard:
         return self._scales.pools
 
     @property
-    def learner(self) -> Learner | None:
+    def learner(self) -> "Learner | None":
         """What trains the network; None without one. To look at, not to touch."""
         return self._scales.learner
 
@@ -413,8 +417,10 @@ def _to_forget(records: Records, row: int) -> bytes | None:
 
 def learner_for(
     settings: Settings, partition: int, weights: Weights | None = None, pace: Pace | None = None
-) -> Learner:
+) -> "Learner":
     """The network of one partition; arguments as for `Shard`."""
+    from stream_forecaster.learning import Learner  # noqa: PLC0415  (loads torch)
+
     steps, contexts, horizons = zip(
         *((r.step_ms, r.context, r.horizon) for r in settings.resolutions), strict=True
     )

@@ -12,23 +12,21 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.random import fork_rng
 
-from stream_forecaster import archive, network
+from stream_forecaster import architecture, archive
 from stream_forecaster.errors import WeightsMismatch
 
 ARCHITECTURE: dict[str, Any] = {
-    "levels": list(network.LEVELS),
-    "candidates": list(network.CANDIDATES),
-    "patch": network.PATCH,
-    "channels": network.CHANNELS,
-    "statistics": network.STATISTICS,
-    "clues": network.CLUES,
-    "buckets": network.BUCKETS,
-    "state": network.STATE,
-    "paths": list(network.PATHS),
+    "levels": list(architecture.LEVELS),
+    "candidates": list(architecture.CANDIDATES),
+    "patch": architecture.PATCH,
+    "channels": architecture.CHANNELS,
+    "statistics": architecture.STATISTICS,
+    "clues": architecture.CLUES,
+    "buckets": architecture.BUCKETS,
+    "state": architecture.STATE,
+    "paths": list(architecture.PATHS),
 }
 
 
@@ -94,6 +92,10 @@ def decode(data: bytes, name: str) -> Weights:
 
 def _shapes(steps: int) -> dict[str, tuple[int, ...]]:
     """What a file of modules for so many steps must hold."""
+    import torch  # noqa: PLC0415  (takes long to load, and a process without a network need not)
+
+    from stream_forecaster import network  # noqa: PLC0415  (likewise)
+
     with torch.device("meta"):  # shapes without memory
         parameters = network.Network(steps).state_dict()
     return {"shares": (steps, 2)} | {k: tuple(v.shape) for k, v in parameters.items()}
@@ -106,6 +108,11 @@ def untrained(steps_ms: Sequence[int], seed: int) -> Weights:
         steps_ms: (S,) the bucket widths to have modules for.
         seed: of the draw.
     """
+    import torch  # noqa: PLC0415  (as above)
+    from torch.random import fork_rng  # noqa: PLC0415
+
+    from stream_forecaster import network  # noqa: PLC0415  (likewise)
+
     with fork_rng(devices=[]):
         torch.manual_seed(seed)
         drawn = network.Network(len(steps_ms)).state_dict()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster.architecture import LEVELS, NORMAL
 from stream_forecaster.learning import Learner
-from stream_forecaster.network import LEVELS, NORMAL
 from stream_forecaster.samples import Samples
 from stream_forecaster.scoring import pinball
 

@@ -10,9 +10,9 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 from stream_forecaster import inputs
+from stream_forecaster.architecture import BUCKETS, CANDIDATES, CLUES, PATCH, STATISTICS
 from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
 from stream_forecaster.inputs import Timetable
-from stream_forecaster.network import BUCKETS, CANDIDATES, CLUES, PATCH, STATISTICS
 
 _B, _C, _H = 3, 5, 4
 _MONDAY_NOON_MS = 4 * DAY_MS + DAY_MS // 2  # 1970-01-05

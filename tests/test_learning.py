@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stream_forecaster.learning import Learner, Pace
-from stream_forecaster.network import CANDIDATES, CHANNELS, CLUES, PATHS, STATE, STATISTICS
+from stream_forecaster.architecture import CANDIDATES, CHANNELS, CLUES, PATHS, STATE, STATISTICS
+from stream_forecaster.learning import Learner
+from stream_forecaster.pace import Pace
 from stream_forecaster.samples import Told
 from stream_forecaster.weights import shipped
 

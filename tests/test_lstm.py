@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from streams import MINUTE_MS, START_MS
 
+from stream_forecaster.architecture import LEVELS, STATE
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.learning import Learner
 from stream_forecaster.lstm import _YOUNG, Lstm, Seats, View
-from stream_forecaster.network import LEVELS, STATE
+from stream_forecaster.pace import Pace
 from stream_forecaster.spread import Spread
 from stream_forecaster.windows import Window
 

@@ -4,16 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stream_forecaster.network import (
-    CHANNELS,
-    LEVELS,
-    PATCH,
-    STATE,
-    STATISTICS,
-    Answer,
-    Network,
-    loss,
-)
+from stream_forecaster.architecture import CHANNELS, LEVELS, PATCH, STATE, STATISTICS
+from stream_forecaster.network import Answer, Network, loss
 
 
 def _answer(path: float = 0.0, *, horizon: int = 3) -> Answer:

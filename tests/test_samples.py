@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stream_forecaster.network import CANDIDATES, CHANNELS, CLUES, STATISTICS
+from stream_forecaster.architecture import CANDIDATES, CHANNELS, CLUES, STATISTICS
 from stream_forecaster.samples import EvenSamples, Samples, Told
 
 _K, _H = 6, 3

@@ -15,7 +15,8 @@ from streams import MINUTE_MS, START_MS, aggregates
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.learning import Learner
+from stream_forecaster.pace import Pace
 from stream_forecaster.pool import Closed, Paths, Pool
 from stream_forecaster.scales import Scales
 from stream_forecaster.scoring import PUBLISHED

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from stream_forecaster.learning import Learner, Pace
-from stream_forecaster.network import LEVELS
+from stream_forecaster.architecture import LEVELS
+from stream_forecaster.learning import Learner
+from stream_forecaster.pace import Pace
 from stream_forecaster.samples import Samples
 from stream_forecaster.weights import shipped
 from stream_forecaster.worth import _shares, measure

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from streams import MINUTE_MS, START_MS
 from torch import Tensor
 
+from stream_forecaster.architecture import CANDIDATES, CLUES, STATE
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import parse
 from stream_forecaster.inputs import gate_bucket
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.learning import Learner, Pace
+from stream_forecaster.learning import Learner
 from stream_forecaster.lstm import Seats
-from stream_forecaster.network import CANDIDATES, CLUES, STATE, Answer, Network, Steps
+from stream_forecaster.network import Answer, Network, Steps
+from stream_forecaster.pace import Pace
 from stream_forecaster.pool import Pool
 from stream_forecaster.weights import Weights
 
