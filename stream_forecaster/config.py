@@ -323,7 +323,11 @@ class Model(_Section):
     river: tuple[str, ...] = Field(
         (), description="forecasters of river.time_series that join the pool for the first keys"
     )
-    profile: Literal["full", "lean", "auto"] = "auto"
+    profile: Literal["full", "lean", "auto"] = Field(
+        "auto",
+        description="state per key against accuracy: lean has fewer experts and a shorter memory; "
+        "auto is full, however many keys there are",
+    )
     seed: int = Field(0, ge=0)
 
 
