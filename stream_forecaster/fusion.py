@@ -186,9 +186,7 @@ class Stack:
         own = np.flatnonzero(slots < _OWN_KEYS)
         slots, told, weighted, target = slots[own], told[own], weighted[own], target[own]
         grams, crosses = self._column("gram"), self._column("cross")
-        gram, cross = weighted[:, :, None] * told[:, None, :], told * target[:, None]
-        grams[slots, bucket] = self._discount * grams[slots, bucket] + gram
-        crosses[slots, bucket] = self._discount * crosses[slots, bucket] + cross
+        _add_up(bucket, slots, told, weighted, target, self._discount, grams, crosses)
 
     def settle(self, index: int) -> None:
         """Solve now and then; `index` is the bucket's, so that a replay does it alike."""
@@ -422,6 +420,26 @@ def _anchor(weight: Float64, error: Float64, deviation: Float64, residual: Float
     for m in range(len(error)):
         for b in range(len(residual)):
             deviation[m, b] = 0.0 if np.isnan(error[m, b]) else error[m, b] + residual[b]
+
+
+@compiled("i8 i8:1 f8:2 f8:2 f8:1 f8 > f4:4 f4:3")
+def _add_up(  # noqa: PLR0913, PLR0917  (what a regression is made of)
+    bucket: int,
+    slots: Int64,
+    told: Float64,
+    weighted: Float64,
+    target: Float64,
+    discount: float,
+    grams: NDArray[np.float32],
+    crosses: NDArray[np.float32],
+) -> None:
+    """Add regressors (B, M), weighted and not, and targets (B,) to what slots (B,) have kept."""
+    for b in range(len(slots)):
+        gram, cross = grams[slots[b], bucket], crosses[slots[b], bucket]
+        for i in range(told.shape[1]):
+            cross[i] = discount * cross[i] + told[b, i] * target[b]
+            for j in range(told.shape[1]):
+                gram[i, j] = discount * gram[i, j] + weighted[b, i] * told[b, j]
 
 
 @compiled("f8:3 i8:1 > f8:3 f8:3 f8:2")
