@@ -39,9 +39,9 @@ _TO_FIND: dict[str, dict[str, Any]] = {
     "": {},
     "loud replay": {"deaths": 0.1},
     # The successor has published the same by then.
-    "late membership": {"stop_at": "before membership is checked", "stop_s": (4.0, 7.0)},
-    # The successor has not yet, and finds it committed.
-    "reused producer": {"stop_at": "before offsets", "stop_s": (2.2, 3.2)},
+    "late membership": {"stop_at": "before membership is checked", "stop_s": (2.5, 5.0)},
+    # What was not committed then is committed now, and found by those who come after.
+    "reused producer": {"stop_at": "before offsets", "stop_s": (1.2, 3.2), "followed": 1.0},
 }
 """Mistakes to put into the workers' code, and what brings them to light."""
 
@@ -56,10 +56,11 @@ def _plan(options: argparse.Namespace) -> Plan:
         seconds=options.seconds,
         seed=options.seed,
         kills=round(10 * minutes),
-        stops=round(2 * minutes),
+        stops=round(5 * minutes),
         ends=round(minutes),
         scalings=round(minutes),
-        broker_kills=0 if options.embedded else round(minutes / 2),
+        broker_kills=0 if options.embedded else round(minutes),
+        followed=0.2,
         deaths=options.deaths,
         self_stops=options.self_stops,
         faults=options.faults,
@@ -74,10 +75,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--embedded", action="store_true", help="even if KAFKA_HOME is set")
-    parser.add_argument("--deaths", type=float, default=0.1, help="of a transaction")
-    parser.add_argument("--self-stops", type=float, default=0.01, help="of a transaction")
+    parser.add_argument("--deaths", type=float, default=0.5, help="of a transaction")
+    parser.add_argument("--self-stops", type=float, default=0.1, help="of a transaction")
     parser.add_argument("--faults", type=float, default=0.001, help="of a request")
-    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=5)
     parser.add_argument("--partitions", type=int, default=8)
     parser.add_argument("--mistake", default="", choices=_TO_FIND, help="to be found, not flawless")
     options = parser.parse_args()

@@ -13,6 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,15 @@ from stream_forecaster.edge.topics import create_topics
 
 _TICK_S = 0.02
 _WATCH_EVERY = 20
-_EVENTS_PER_TICK = 40
+_EVENTS_PER_TICK = 6
 _USERS_PER_PARTITION = 8
-_EVENT_TIME_SPEED = 240
-"""Event time runs so much faster than the clock: four one-minute hops a second."""
+_EVENT_TIME_SPEED = 120
+"""Event time runs so much faster than the clock: two one-minute hops a second."""
 _FAULTY_SHARE = 0.002
 _DRAINED_WITHIN_S = 180.0
+
+
+SESSION_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,14 @@ class Plan:
     Attributes:
         seconds: how long events flow.
         seed: everything random follows from it (but the scheduling of processes).
-        kills, stops, ends, broker_kills: how many from outside, spread over the time; an end is a
-            SIGTERM, after which the worker is started anew.
-        scalings: how often the number of workers changes, between one and all.
+        kills, stops, ends, broker_kills: how often from outside, spread over the time; one to three
+            are killed at once, and an end is a SIGTERM, after which the worker is started anew.
+        scalings: how often the number of workers changes, between two and all.
         deaths, self_stops: how probable it is of a transaction that its worker dies or stops in it.
         stop_at: the one moment at which they stop themselves; "": any (see `doomed_worker`).
-        stop_s: how long a stop lasts, between these two; sessions run out after two seconds.
+        stop_s: how long a stop lasts, between these two; sessions run out after `SESSION_MS`.
+        followed: how probable it is, when one that stopped itself has committed again, that all
+            who took over are killed on the spot: what it committed is what they will find.
         faults: how probable it is of a request that it fails.
         workers, partitions: how many.
         mistake: what to put back into the workers' code (see `doomed_worker`).
@@ -65,7 +71,8 @@ class Plan:
     deaths: float = 0.0
     self_stops: float = 0.0
     stop_at: str = ""
-    stop_s: tuple[float, float] = (2.2, 7.0)
+    stop_s: tuple[float, float] = (1.2, 5.0)
+    followed: float = 0.0
     faults: float = 0.0
     workers: int = 3
     partitions: int = 8
@@ -117,6 +124,8 @@ class Campaign:
         self._crew = Crew(self._settings, directory, plan.seed)
         self._offsets: dict[int, int] = {}
         self._struck: list[tuple[float, dict[int, int]]] = []
+        self._elsewhere = ThreadPoolExecutor(1)
+        self._restart: Future[None] | None = None
 
     def run(self, progress: Callable[[float], object] = lambda _: None) -> Outcome:
         """Carry out the plan and compare.
@@ -149,7 +158,7 @@ class Campaign:
         crew.deaths, crew.stops = plan.deaths, plan.self_stops
         crew.stop_at, crew.stop_s = plan.stop_at, plan.stop_s
         self._set_faults(plan.faults)
-        producer, committed = self._producer(), self._topics.consumer(self._group)
+        producer, committed = self._producer(), self._watcher()
         schedule = self._schedule()
         events_ms = int(time.time() * 1000) - int(plan.seconds + 60) * 1000 * _EVENT_TIME_SPEED
         for tick in itertools.count():
@@ -161,12 +170,15 @@ class Campaign:
                 self._produce(producer, now_ms)
             producer.poll(0)
             crew.tend()
+            self._follow()
             if schedule and schedule[0][0] < elapsed and self._strike(schedule[0][1]):
                 del schedule[0]
             if tick % _WATCH_EVERY == 0:
                 self._watch(committed)
                 progress(elapsed)
             time.sleep(_TICK_S)
+        if self._restart:
+            self._restart.result()
         producer.flush(60)
         committed.close()
 
@@ -192,19 +204,40 @@ class Campaign:
         """Do it; False if there is nobody to be struck just now."""
         match what:
             case "broker":
+                if self._restart and not self._restart.done():
+                    return False
                 broker: Any = self._broker
                 broker.kill()
-                time.sleep(self._random.uniform(0, 1))
-                broker.restart()
+                away_s = self._random.uniform(0, 1)
+                self._restart = self._elsewhere.submit(lambda: _restart(broker, away_s))
             case "scale":
-                self._crew.wanted = 1 if self._crew.wanted > 1 else self._plan.workers
+                self._crew.wanted = self._random.randint(
+                    min(2, workers := self._plan.workers), workers
+                )
+            case "kill":  # several at once: the others pause as long for one as for three
+                return self._kill(self._random.randint(1, 3))
             case _:
-                signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "end": signal.SIGTERM}
+                signals = {"stop": signal.SIGSTOP, "end": signal.SIGTERM}
                 if not self._crew.strike(signals[what]):
                     return False
-        self._outcome.done[what] += 1
+        return self._did(what)
+
+    def _kill(self, most: int) -> bool:
+        """Kill some that run, so many at most."""
+        killed = sum(self._crew.strike(signal.SIGKILL) for _ in range(most))
+        return killed > 0 and self._did("kill", killed)
+
+    def _did(self, what: str, times: int = 1) -> bool:
+        self._outcome.done[what] += times
         self._struck.append((time.monotonic(), dict(self._offsets)))
         return True
+
+    def _follow(self) -> None:
+        """Somebody has come back after a stop: perhaps kill those who took over."""
+        for pid in self._crew.back:
+            if self._random.random() < self._plan.followed:
+                self._did("kill", self._crew.kill_others(pid))
+        self._crew.back.clear()
 
     def _set_faults(self, probability: float) -> None:
         if self._faults:
@@ -241,10 +274,16 @@ class Campaign:
     def _group(self) -> str:
         return self._settings.kafka.group_id
 
+    def _watcher(self) -> Consumer:
+        """Sees what is committed now, and does not wait for what a killed worker left open."""
+        return self._topics.consumer(self._group, "read_uncommitted")
+
     def _watch(self, reader: Consumer) -> dict[int, int]:
         """The group's offsets now; {} if nobody says."""
+        if self._restart and not self._restart.done():
+            return {}
         try:
-            found = reader.committed(self._topics.partitions(self._settings.input.topic), timeout=2)
+            found = reader.committed(self._topics.partitions(self._settings.input.topic), timeout=1)
         except Exception:  # noqa: BLE001  (the broker may be down just now)
             return {}
         offsets = {tp.partition: tp.offset for tp in found if tp.offset >= 0}
@@ -265,7 +304,7 @@ class Campaign:
         self._set_faults(0.0)
         crew.let_go()
         crew.wanted, crew.deaths, crew.stops = self._plan.workers, 0.0, 0.0
-        reader = self._topics.consumer(self._group)
+        reader = self._watcher()
         ends = {
             tp.partition: reader.get_watermark_offsets(tp, timeout=10)[1]
             for tp in self._topics.partitions(self._settings.input.topic)
@@ -280,6 +319,12 @@ class Campaign:
         crew.end()
 
 
+def _restart(broker: Any, away_s: float) -> None:
+    """Start a killed broker again, after a while."""
+    time.sleep(away_s)
+    broker.restart()
+
+
 def _settings(bootstrap: str, directory: Path) -> Settings:
     name = unique("chaos")
     return config.parse(
@@ -287,9 +332,11 @@ def _settings(bootstrap: str, directory: Path) -> Settings:
             "kafka": {
                 "bootstrap_servers": bootstrap,
                 "group_id": name,
-                "session_timeout": "2s",
+                "session_timeout": f"{SESSION_MS}ms",
                 # longer than the broker is away, or a restarted one may leave it hanging
                 "transaction_timeout": "20s",
+                # a member that works off a backlog in one turn keeps the group from going on
+                "max_poll_records": 200,
             },
             "input": {"topic": f"{name}.in", "allowed_lateness": "30s", "max_ahead": "30d"},
             "output": {
@@ -299,7 +346,7 @@ def _settings(bootstrap: str, directory: Path) -> Settings:
                 "publish": "every_hop",
             },
             # Commits are to be many: with the network a worker on a busy core makes few.
-            "model": {"network": False},
+            "model": {"network": False, "profile": "lean"},
             "resolutions": [
                 {"step": "1m", "context": 10, "horizon": 4},
                 {"step": "10m", "context": 6, "horizon": 2},

@@ -3,23 +3,25 @@
 Started by the crew with DOOM_SEED, DOOM_LOG (a file that gets a line for each moment), and how
 probable it is of a transaction that the worker dies in it (DOOM_DEATHS) or stops (DOOM_STOPS): it
 raises SIGSTOP and waits for somebody to continue it, as if the machine had gone to sleep; at any
-moment there is, or always at DOOM_STOP_AT.
-DOOM_MISTAKE names a mistake that is put into the code, to see that the campaign finds it. The
-arguments are the command's own.
+moment there is, or always at DOOM_STOP_AT. Only one does so at a time, who then has the file
+DOOM_ALONE: others are to take over. When it has committed again it notes that it is back.
+DOOM_MISTAKE names a mistake that is put into the code, to see that the campaign finds it.
 """
 
 import os
 import random
-import runpy
 import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from kafka import KafkaProducer
 
-from stream_forecaster import recovery
+from stream_forecaster import cli, recovery
 from stream_forecaster.edge import kafka, publisher, store
 
 _DEATHS = (
@@ -30,13 +32,14 @@ _DEATHS = (
     "after commit",
     "during checkpoint",
 )
+BACK = "back after a stop: "
 STOPS = ("before membership is checked", "before offsets", "after offsets")
 _LONGEST_COMMIT_S = 0.03
 _LONGEST_REPLAY_S = 0.3
 _RARER_IN_REPLAY = 8
 """A worker replays each of its partitions when it starts: it has to come through now and then."""
 _MOST_SENDS = 8
-_LOOKS_AROUND_S = 1.0
+_LOOKS_AROUND_S = 0.6
 """A worker that is continued learns from a heartbeat that it was given up, before it goes on."""
 
 
@@ -51,6 +54,7 @@ class Doom:
         self._stop_moments = (only,) if only else STOPS
         self._death = self._stop = ""
         self._sends_left = 0
+        self._was_stopped = False
 
     def draw(self) -> None:
         """A transaction begins."""
@@ -68,9 +72,17 @@ class Doom:
             self._die()
         if self._stop == moment:
             self._stop = ""
-            _note(f"stopped {moment}")
-            os.kill(os.getpid(), signal.SIGSTOP)
-            time.sleep(_LOOKS_AROUND_S)
+            if _is_alone():
+                _note(f"stopped {moment}")
+                self._was_stopped = True
+                os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(_LOOKS_AROUND_S)
+
+    def committed(self) -> None:
+        """A transaction has ended well."""
+        if self._was_stopped:
+            self._was_stopped = False
+            _note(f"{BACK}{os.getpid()}")
 
     def at_send(self) -> None:
         """Die after as many sends as were drawn."""
@@ -95,12 +107,20 @@ class Doom:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _is_alone() -> bool:
+    """Is no other stopped, or just continued? None will be before the crew says so."""
+    with suppress(FileExistsError), open(os.environ["DOOM_ALONE"], "x") as file:  # noqa: PTH123
+        file.write(str(os.getpid()))
+        return True
+    return False
+
+
 def _note(what: str) -> None:
     with open(os.environ["DOOM_LOG"], "a") as log:  # noqa: PTH123  (no time for more)
         log.write(f"{what}\n")
 
 
-doom = Doom()
+doom: Doom
 
 
 class DoomedProducer(KafkaProducer):  # type: ignore[misc]  # the library has no types
@@ -121,6 +141,7 @@ class DoomedPublisher(publisher.Publisher):
         """As the publisher's."""
         self._answers = 0
         super().transact(*args)
+        doom.committed()
         doom.at("after commit")
 
     def _send(self, *args: Any) -> None:
@@ -188,8 +209,8 @@ def _put_in_place(mistake: str) -> None:
     parts: dict[tuple[Any, str], Any] = {
         (publisher, "KafkaProducer"): DoomedProducer,
         (kafka, "Publisher"): ReusingPublisher if reused else DoomedPublisher,
-        (kafka, "KafkaTransport"): LateTransport if late else DoomedTransport,
-        (store, "CheckpointStore"): DoomedStore,
+        (cli, "KafkaTransport"): LateTransport if late else DoomedTransport,
+        (cli, "CheckpointStore"): DoomedStore,
     }
     if mistake == "loud replay":  # what was published before the crash is published again
         parts[recovery.Recovered, "spoken"] = property(lambda found: found.shard.offset)
@@ -197,7 +218,13 @@ def _put_in_place(mistake: str) -> None:
         setattr(owner, name, part)
 
 
-if __name__ == "__main__":
+def work(environment: Mapping[str, str], arguments: list[str], log: Path) -> None:
+    """Be the command, in a process of its own that had imported it before."""
+    global doom  # noqa: PLW0603  (this process has one)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.environ.update(environment)
+    doom = Doom()
     _put_in_place(os.environ["DOOM_MISTAKE"])
-    sys.argv[0] = "stream-forecaster"
-    runpy.run_module("stream_forecaster", run_name="__main__")
+    cli.main(arguments)
