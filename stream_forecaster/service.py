@@ -7,14 +7,15 @@
 The rules, and why:
 
 1. A commit is forecasts, dead letters and offsets in one transaction. It covers whole turns.
-2. A checkpoint is saved only after the commit that covers it. So a checkpoint's offset is never
-   beyond the committed one, and the records between the two can be replayed.
+2. A checkpoint is saved only after the commit that covers it (`saving`). So a checkpoint's offset
+   is never beyond the committed one, and the records between the two can be replayed.
 3. Recovery (`recovery`) finds state at or before the committed offset, and the loop advances it in
    silence up to there: those forecasts have been published. From there it speaks.
 4. A shard that was dropped is one more checkpoint, labelled with its own offset.
 5. After a failed commit nothing in memory past the committed offsets may be used.
 
-The loop has one thread; the clock, the log and the metrics are parameters.
+The loop has one thread, and checkpoints are written in another; the clock, the log and the metrics
+are parameters.
 """
 
 from collections.abc import Callable
@@ -22,16 +23,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from stream_forecaster import checkpoint
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.http import Health
 from stream_forecaster.edge.scoreboard import Scoreboard
 from stream_forecaster.edge.world import World
-from stream_forecaster.errors import CommitFailed, Fenced, StoreUnusable
+from stream_forecaster.errors import CommitFailed, Fenced
 from stream_forecaster.forecasts import Encoder
 from stream_forecaster.records import Message, Records
 from stream_forecaster.recovery import Recovery
+from stream_forecaster.saving import Saving
 from stream_forecaster.shard import Shard, Turn
 
 _POLL_S = 0.2
@@ -48,14 +49,13 @@ class _Held:
         messages: to be published with the next commit.
         turns: to be counted when it has succeeded.
         read_ms: the broker's times of the records that made these forecasts due.
-        assigned_s, saved_s: when it was assigned, and when it was last checkpointed.
+        assigned_s: when it was assigned.
     """
 
     shard: Shard
     spoken: int
     committed: int | None
     assigned_s: float
-    saved_s: float | None = None
     messages: list[Message] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     read_ms: list[int] = field(default_factory=list)
@@ -63,6 +63,11 @@ class _Held:
     @property
     def restoring(self) -> bool:
         return self.shard.offset < self.spoken
+
+    @property
+    def settled(self) -> bool:
+        """All that came of it is published: only then may it become a checkpoint."""
+        return self.shard.offset == self.committed
 
 
 class Service:
@@ -77,11 +82,12 @@ class Service:
             cold_start: where state cannot be recovered, begin without instead of stopping.
         """
         self._settings, self._world = settings, world
-        self._transport, self._store = world.transport, world.store
+        self._transport = world.transport
         self._telemetry, self._log = world.telemetry, world.log
         calendar = Calendar(settings.input.timezone)
         self._recovery = Recovery(settings, calendar, world, cold_start=cold_start)
         self._encoder = Encoder(settings)
+        self._saving = Saving(settings, world)
         self._held: dict[int, _Held] = {}
         self._dropped: dict[int, Shard] = {}
         self._committed_s = self._reported_s = world.now_s()
@@ -123,13 +129,13 @@ class Service:
             self._hear(records)
         if self._commit_due():
             self._commit()
+        self._saving.turn(self._settled())
         self._report()
 
     def finish(self) -> None:
         """Publish, commit and checkpoint what is ready, so that the successor starts at once."""
         if self._commit():
-            for partition in self._held:
-                self._save(partition)
+            self._saving.finish(self._settled())
 
     # -- partitions come and go --------------------------------------------------------------------
 
@@ -138,6 +144,7 @@ class Service:
             held = self._held.pop(partition, None)
             if held is not None:
                 self._dropped[partition] = held.shard
+                self._saving.drop(partition)
                 self._telemetry.revoked([partition])
                 self._log.info("partition_revoked", partition=partition, offset=held.shard.offset)
 
@@ -147,6 +154,7 @@ class Service:
         self._transport.seek(partition, found.shard.offset)
         held = _Held(found.shard, found.spoken, found.committed, self._world.now_s())
         self._held[partition] = held
+        self._saving.hold(partition, found)
         self._log.info(
             "partition_assigned",
             partition=partition,
@@ -187,7 +195,7 @@ class Service:
         held.messages += map(self._encoder.dead_letter, turn.rejects)
         held.turns.append(turn)
 
-    # -- commit and checkpoint ---------------------------------------------------------------------
+    # -- commit ------------------------------------------------------------------------------------
 
     def _commit_due(self) -> bool:
         """At once when there is a forecast; else so often that a restart repeats little."""
@@ -202,7 +210,7 @@ class Service:
         ready = {
             partition: held
             for partition, held in self._held.items()
-            if not held.restoring and held.shard.offset != held.committed
+            if not held.restoring and not held.settled
         }
         if not ready:
             return True
@@ -229,31 +237,11 @@ class Service:
             for turn in held.turns:
                 self._scoreboard.count(turn)
             held.messages, held.turns, held.read_ms = [], [], []
-        self._checkpoint_when_due()
         return True
 
-    def _checkpoint_when_due(self) -> None:
-        """Directly after a commit: no shard is ahead of its committed offset then."""
-        now_s = self._world.now_s()
-        for partition, held in self._held.items():
-            interval_s = self._settings.state.checkpoint_interval_ms / 1000
-            if held.saved_s is None or now_s - held.saved_s >= interval_s:
-                self._save(partition)
-
-    def _save(self, partition: int) -> None:
-        held = self._held[partition]
-        if held.shard.offset != held.committed:
-            return
-        held.saved_s = self._world.now_s()
-        try:
-            data = checkpoint.encode(held.shard.checkpoint(self._transport.log_id()))
-            self._store.save(partition, held.shard.offset, data)
-        except StoreUnusable as error:
-            # Older checkpoints still serve: recovery takes longer, and loses nothing.
-            self._telemetry.checkpoint_failed()
-            self._log.error("checkpoint_failed", partition=partition, reason=str(error))
-            return
-        self._telemetry.checkpoint(self._world.wall_ms() / 1000)
+    def _settled(self) -> list[Shard]:
+        """The shards that may become checkpoints."""
+        return [held.shard for held in self._held.values() if held.settled]
 
     # -- what is seen from outside -----------------------------------------------------------------
 
@@ -266,3 +254,4 @@ class Service:
         self._reported_s = now_s
         shards = [held.shard for held in self._held.values()]
         self._scoreboard.show(shards, self._transport.lag())
+        self._saving.show(shards)
