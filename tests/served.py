@@ -69,7 +69,7 @@ class Pipeline:
     def __init__(self, broker: Served, folder: Path) -> None:
         self._broker, self.name = broker, unique("served")
         self.folder = folder / self.name / "00000"
-        self.mapping: dict[str, dict[str, Any]] = {
+        self.mapping: dict[str, Any] = {
             "kafka": {
                 "bootstrap_servers": broker.bootstrap,
                 "group_id": self.name,
@@ -85,12 +85,12 @@ class Pipeline:
                 "publish": "every_hop",
             },
             "model": {"network": False},
+            "resolutions": [
+                {"step": "1m", "context": 10, "horizon": 4},
+                {"step": "10m", "context": 6, "horizon": 2},
+            ],
             "state": {"checkpoint_url": folder.as_uri(), "checkpoint_interval": "50ms"},
         }
-        self._mapping_of_steps = [
-            {"step": "1m", "context": 10, "horizon": 4},
-            {"step": "10m", "context": 6, "horizon": 2},
-        ]
         self.store = FaultyStore(folder.as_uri(), self.name)
         self._written, self._start_ms = 0, time.time_ns() // 1_000_000 - _AGO_MS
         create_topics(self.settings, 1)
@@ -98,13 +98,19 @@ class Pipeline:
     @property
     def settings(self) -> Settings:
         """As they are now."""
-        return config.parse({**self.mapping, "resolutions": self._mapping_of_steps})
+        return config.parse(self.mapping)
 
     @property
     def end(self) -> int:
         """The end of the input."""
         state, *_ = describe_topics(self.settings)
         return state.bounds[0][1]
+
+    @property
+    def committed(self) -> int | None:
+        """The group's offset."""
+        state, *_ = describe_topics(self.settings)
+        return state.committed.get(0)
 
     def write(self, events: int) -> None:
         """Append events of five users, one every five seconds of event time."""
