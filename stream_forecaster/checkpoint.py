@@ -117,7 +117,10 @@ def decode(data: bytes) -> Checkpoint:
     if _checksum(version, body) != checksum:
         raise CheckpointCorrupt(f"checksum mismatch in a checkpoint of {len(data)} bytes")
     if version != VERSION:
-        raise CheckpointMismatch(f"checkpoint format {version}; this version reads {VERSION}")
+        raise CheckpointMismatch(
+            f"it is of format {version}, and this version reads format {VERSION}: run the version "
+            "that wrote it, or start afresh with --cold-start"
+        )
     try:
         header, arrays = archive.unpack(body)
         return Checkpoint(

@@ -8,7 +8,8 @@
     plan · state · config · schema · version    to look things up
 
 Data goes to stdout, all else to stderr. Exit codes: 0 done, 1 a check or a comparison failed,
-2 wrong usage or settings, 3 the broker is away or refuses, 4 the state cannot be used, 70 a bug.
+2 wrong usage or settings, 3 the broker is away or refuses, 4 the state cannot be used or does not
+fit into memory, 70 a bug.
 """
 
 import sys
@@ -60,7 +61,12 @@ from stream_forecaster.errors import StoreUnusable, StreamForecasterError, Unava
 from stream_forecaster.service import Service
 from stream_forecaster.weights import shipped
 
-OK, GATE_FAILED, BROKER_AWAY, BUG = 0, 1, 3, 70
+OK, GATE_FAILED, BROKER_AWAY, BAD_STATE, BUG = 0, 1, 3, 4, 70
+
+_OUT_OF_MEMORY = (
+    "out of memory: give the process more, or fewer keys: more processes, a shorter "
+    'state.key_ttl, model.profile = "lean"; `stream-forecaster plan --keys N` says what they take'
+)
 
 app = typer.Typer(
     help="Calibrated forecasts for every key of a Kafka topic, exactly once.",
@@ -86,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Names that the system hands over need not be text.
         typer.echo(f"error: {error}".encode(errors="backslashreplace").decode(), err=True)
         sys.exit(error.exit_code)
+    except MemoryError as error:
+        typer.echo(f"error: {_OUT_OF_MEMORY} ({error})", err=True)
+        sys.exit(BAD_STATE)
     except Exception:  # noqa: BLE001  (the outermost one: whatever it is, it is a bug of ours)
         traceback.print_exc()
         sys.exit(BUG)
@@ -117,6 +126,10 @@ def run(
             log.warning("stopped_uncommitted", reason=str(error))
         except StreamForecasterError as error:
             return _failed(log, error)
+        except MemoryError:
+            # What was not committed is read again by the next process; nothing is committed half.
+            log.exception("out_of_memory", reason=_OUT_OF_MEMORY, exit_code=BAD_STATE)
+            return BAD_STATE
         except Exception:
             log.exception("crashed", exit_code=BUG)
             return BUG

@@ -18,6 +18,11 @@ Whose fault decides the kind: bad *data* is a `Reject` (a value, never raised), 
 ValueError, a bad *world* is one of these. Messages say what, where, and what to do.
 """
 
+from typing import Literal
+
+StoreFault = Literal["full", "read_only", "denied", "gone", "slow", "memory", "other"]
+"""What is wrong with the checkpoint store, in one word, for metrics and logs."""
+
 
 class StreamForecasterError(Exception):
     """Anything the operator has to know about; never raised for bad data."""
@@ -72,4 +77,12 @@ class WeightsMismatch(StateError):
 
 
 class StoreUnusable(StateError):
-    """The checkpoint store cannot be read or written."""
+    """The checkpoint store cannot be read or written.
+
+    Attributes:
+        fault: why, in one word.
+    """
+
+    def __init__(self, message: str, fault: StoreFault = "other") -> None:
+        super().__init__(message)
+        self.fault = fault

@@ -18,6 +18,7 @@ from stream_forecaster.config import Settings
 from stream_forecaster.edge.world import World
 from stream_forecaster.errors import (
     CheckpointCorrupt,
+    CheckpointMismatch,
     CheckpointTooOld,
     StateError,
     StoreUnusable,
@@ -56,6 +57,7 @@ class Recovery:
         self._settings, self._calendar, self._cold_start = settings, calendar, cold_start
         self._transport, self._store, self._log = world.transport, world.store, world.log
         self._wall_ms, self._weights = world.wall_ms, world.weights
+        self._telemetry = world.telemetry
 
     def recover(self, partition: int, dropped: Shard | None) -> Recovered:
         """The best state there is for a partition that was just assigned.
@@ -107,14 +109,25 @@ class Recovery:
             except (CheckpointCorrupt, StoreUnusable) as error:
                 # An older one gives the same state, by a longer replay.
                 unusable = error
+                is_corrupt = isinstance(error, CheckpointCorrupt)
+                self._telemetry.checkpoint_unusable("corrupt" if is_corrupt else "unreadable")
                 self._log.error(
                     "checkpoint_unusable", partition=partition, offset=offset, reason=str(error)
                 )
                 continue
+            except CheckpointMismatch as error:
+                raise CheckpointMismatch(
+                    f"the checkpoint of partition {partition} at offset {offset} cannot be used: "
+                    f"{error}"
+                ) from error
             if self._is_of_this_log(saved, committed):
                 return Shard.restore(self._settings, self._calendar, saved), "checkpoint"
         if unusable is not None:
-            raise unusable
+            raise type(unusable)(
+                f"none of the checkpoints of partition {partition} can be used; the oldest: "
+                f"{unusable}. Put them right at {self._settings.state.checkpoint_url}, or go on "
+                "without that state with --cold-start."
+            ) from unusable
         if committed is None:
             return self._fresh(partition, first), "nothing"
         return self._fresh(partition, self._window_start(partition, committed, first)), "log"

@@ -107,6 +107,8 @@ class RiverForecaster:
                 kept[count[slot]] = value
                 count[slot] += 1
                 said[:] = self._forecast(model, kept[: count[slot]])
+        except MemoryError:
+            raise  # the machine's fault: a replay would not meet it again, and come out differently
         except Exception:  # noqa: BLE001  (other people's models fail each in their own way)
             said[:], kept[:], count[slot] = np.nan, np.nan, 0
 
@@ -132,6 +134,8 @@ class RiverForecaster:
         """
         try:
             said = np.array(model.forecast(self._horizon), np.float64)
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001  (river's way to say that it has seen too little)
             return np.full(self._horizon, np.nan)
         if not (np.abs(said) <= _ABSURD * np.abs(kept).max()).all():

@@ -7,8 +7,8 @@
 The rules, and why:
 
 1. A commit is forecasts, dead letters and offsets in one transaction. It covers whole turns.
-2. A checkpoint is saved only after the commit that covers it. So a checkpoint's offset is never
-   beyond the committed one, and the records between the two can be replayed.
+2. A checkpoint is saved only after the commit that covers it (`saving`). So a checkpoint's offset
+   is never beyond the committed one, and the records between the two can be replayed.
 3. Recovery (`recovery`) finds state at or before the committed offset, and the loop advances it in
    silence up to there: those forecasts have been published. From there it speaks.
 4. A shard that was dropped is one more checkpoint, labelled with its own offset.
@@ -17,7 +17,8 @@ The rules, and why:
    a bound, each partition in turn. What takes too long is left, and read again by the next poll: a
    member that does not poll is taken for dead. `pending` says what is shed when that is not enough.
 
-The loop has one thread; the clock, the log and the metrics are parameters.
+The loop has one thread, and checkpoints are written in another; the clock, the log and the metrics
+are parameters.
 """
 
 import math
@@ -25,16 +26,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from stream_forecaster import checkpoint
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.http import Health
 from stream_forecaster.edge.scoreboard import Scoreboard
 from stream_forecaster.edge.world import World
-from stream_forecaster.errors import CommitFailed, Fenced, StoreUnusable
+from stream_forecaster.errors import CommitFailed, Fenced
 from stream_forecaster.forecasts import Encoder
 from stream_forecaster.pending import Pending
 from stream_forecaster.records import Records
 from stream_forecaster.recovery import Recovery
+from stream_forecaster.saving import Saving
 from stream_forecaster.shard import Shard
 
 _POLL_S = 0.2
@@ -54,19 +55,23 @@ class _Held:
         spoken: outputs of records before this offset have been published.
         committed: the group's offset; None before the first commit.
         pending: to be published with the next commit, and counted when it has succeeded.
-        assigned_s, saved_s: when it was assigned, and when it was last checkpointed.
+        assigned_s: when it was assigned.
     """
 
     shard: Shard
     spoken: int
     committed: int | None
     assigned_s: float
-    saved_s: float | None = None
     pending: Pending = field(default_factory=Pending)
 
     @property
     def restoring(self) -> bool:
         return self.shard.offset < self.spoken
+
+    @property
+    def settled(self) -> bool:
+        """All that came of it is published: only then may it become a checkpoint."""
+        return self.shard.offset == self.committed
 
 
 class Service:
@@ -81,11 +86,12 @@ class Service:
             cold_start: where state cannot be recovered, begin without instead of stopping.
         """
         self._settings, self._world = settings, world
-        self._transport, self._store = world.transport, world.store
+        self._transport = world.transport
         self._telemetry, self._log = world.telemetry, world.log
         calendar = settings.input.calendar()
         self._recovery = Recovery(settings, calendar, world, cold_start=cold_start)
         self._encoder = Encoder(settings)
+        self._saving = Saving(settings, world)
         self._held: dict[int, _Held] = {}
         self._dropped: dict[int, Shard] = {}
         self._committed_s = self._reported_s = world.now_s()
@@ -127,13 +133,13 @@ class Service:
         self._hear_all(poll.records)
         if self._commit_due(idle=not any(map(len, poll.records))):
             self._commit()
+        self._saving.turn(self._settled())
         self._report()
 
     def finish(self) -> None:
         """Publish, commit and checkpoint what is ready, so that the successor starts at once."""
         if self._commit():
-            for partition in self._held:
-                self._save(partition)
+            self._saving.finish(self._settled())
 
     # -- partitions come and go --------------------------------------------------------------------
 
@@ -142,6 +148,7 @@ class Service:
             held = self._held.pop(partition, None)
             if held is not None:
                 self._dropped[partition] = held.shard
+                self._saving.drop(partition)
                 self._telemetry.revoked([partition])
                 self._log.info("partition_revoked", partition=partition, offset=held.shard.offset)
 
@@ -151,6 +158,7 @@ class Service:
         self._transport.seek(partition, found.shard.offset)
         held = _Held(found.shard, found.spoken, found.committed, self._world.now_s())
         self._held[partition] = held
+        self._saving.hold(partition, found)
         self._log.info(
             "partition_assigned",
             partition=partition,
@@ -204,7 +212,7 @@ class Service:
             held.pending.shed_superseded(self._shed_before_ms())
         return records.split(held.shard.offset)[1]
 
-    # -- commit and checkpoint ---------------------------------------------------------------------
+    # -- commit ------------------------------------------------------------------------------------
 
     def _commit_due(self, *, idle: bool = False) -> bool:
         """At once when there is a forecast; else so often that a restart repeats little.
@@ -233,7 +241,7 @@ class Service:
         ready = {
             partition: held
             for partition, held in self._held.items()
-            if not held.restoring and held.shard.offset != held.committed
+            if not held.restoring and not held.settled
         }
         if not ready:
             return True
@@ -265,31 +273,11 @@ class Service:
                 self._keys_shed += len(turn.shed)
             self._telemetry.forecasts_shed("superseded", held.pending.shed)
             held.pending = Pending()
-        self._checkpoint_when_due()
         return True
 
-    def _checkpoint_when_due(self) -> None:
-        """Directly after a commit: no shard is ahead of its committed offset then."""
-        now_s = self._world.now_s()
-        for partition, held in self._held.items():
-            interval_s = self._settings.state.checkpoint_interval_ms / 1000
-            if held.saved_s is None or now_s - held.saved_s >= interval_s:
-                self._save(partition)
-
-    def _save(self, partition: int) -> None:
-        held = self._held[partition]
-        if held.shard.offset != held.committed:
-            return
-        held.saved_s = self._world.now_s()
-        try:
-            data = checkpoint.encode(held.shard.checkpoint(self._transport.log_id()))
-            self._store.save(partition, held.shard.offset, data)
-        except StoreUnusable as error:
-            # Older checkpoints still serve: recovery takes longer, and loses nothing.
-            self._telemetry.checkpoint_failed()
-            self._log.error("checkpoint_failed", partition=partition, reason=str(error))
-            return
-        self._telemetry.checkpoint(self._world.wall_ms() / 1000)
+    def _settled(self) -> list[Shard]:
+        """The shards that may become checkpoints."""
+        return [held.shard for held in self._held.values() if held.settled]
 
     # -- what is seen from outside -----------------------------------------------------------------
 
@@ -304,6 +292,7 @@ class Service:
         self._reported_s = now_s
         shards = [held.shard for held in self._held.values()]
         self._scoreboard.show(shards, self._transport.lag())
+        self._saving.show(shards)
 
     def _log_keys_shed(self, now_s: float) -> None:
         self._log.warning(

@@ -244,6 +244,23 @@ def test_a_bug_exits_70(call: Call) -> None:
     assert err.startswith("Traceback")
 
 
+def test_memory_that_ends_exits_4(call: Call) -> None:
+    """In any verb; the message says what takes memory."""
+
+    @app.command()
+    def starve() -> None:
+        raise MemoryError("Unable to allocate 9.99 GiB")
+
+    try:
+        code, _, err = call("starve")
+    finally:
+        app.registered_commands.pop()
+
+    assert code == 4
+    assert err.startswith("error: out of memory: ")
+    assert "9.99 GiB" in err
+
+
 def test_later_sources_win(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Defaults < file < environment < flags."""
     path = tmp_path / "settings.toml"

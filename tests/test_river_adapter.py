@@ -38,18 +38,22 @@ class Faulty(time_series.base.Forecaster):
         Faulty.made.append(self.told)
 
     def learn_one(self, y: float, x: Any = None) -> None:
-        """Raise if told -1."""
+        """Raise if told -1; run out of memory if told -2."""
         del x
         if y == -1:
             raise ZeroDivisionError
+        if y == -2:
+            raise MemoryError
         self.told.append(y)
 
     def forecast(self, horizon: int, xs: Any = None) -> list[float]:
-        """Infinite, not a number, absurd, or an exception after 11, 12, 13 and 14."""
+        """Infinite, not a number, absurd, an exception, no memory after 11, 12, 13, 14 and 15."""
         del xs
         last = self.told[-1]
         if last == 14:
             raise IndexError
+        if last == 15:
+            raise MemoryError
         return [
             {11.0: np.inf, 12.0: np.nan, 13.0: 1e9}.get(last, last + len(self.told) / 1000)
         ] * horizon
@@ -98,6 +102,13 @@ def test_a_model_that_is_not_ready_goes_on(faulty: RiverForecaster) -> None:
     """An exception in forecasting is how river says that it has seen too little."""
     assert np.isnan(_tell(faulty, [1.0, 14.0])).all()
     assert _tell(faulty, [5.0]) == [5.003] * 3
+
+
+@pytest.mark.parametrize("sign", [-2.0, 15.0])
+def test_memory_that_ends_is_not_the_models_fault(faulty: RiverForecaster, sign: float) -> None:
+    """A replay on a larger machine would not fail there, and has to give the same."""
+    with pytest.raises(MemoryError):
+        _tell(faulty, [1.0, sign])
 
 
 def test_only_the_first_slots_have_models() -> None:

@@ -27,6 +27,7 @@ from stream_forecaster.edge.memory import (
     Script,
     fair_weather,
 )
+from stream_forecaster.edge.saver import at_once
 from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.edge.world import World
 from stream_forecaster.errors import (
@@ -71,6 +72,7 @@ class Process:
             ),
             now_s=self._look,
             wall_ms=lambda: self.wall_ms,
+            background=at_once,
         )
         self.service = Service(self.config, world, cold_start=self.cold_start)
 
@@ -339,7 +341,9 @@ def test_a_store_that_fails_stops_nothing() -> None:
     process = Process(log, script=script).drain()
     assert log.published == _undisturbed()
     assert len(log.checkpoints) == 1
-    assert process.metric("checkpoints_failed_total") == len(process.events("checkpoint_failed"))
+    assert process.metric("checkpoints_failed_total", reason="other") == len(
+        process.events("checkpoint_failed")
+    )
     assert len(process.events("checkpoint_failed")) > 0
 
 
@@ -348,7 +352,7 @@ def test_a_store_that_fails_is_not_asked_at_every_commit() -> None:
     log = _log()
     script = _then({"checkpoint": _NEVER})
     process = Process(log, script=script).steps(11, seconds_each=10.0)
-    assert process.metric("checkpoints_failed_total") == 4
+    assert process.metric("checkpoints_failed_total", reason="other") == 4
 
 
 def test_no_checkpoint_is_ahead_of_the_committed_offset() -> None:

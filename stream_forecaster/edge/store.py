@@ -17,6 +17,7 @@ is used through its mount. The theory, in four points:
    file whose lock can be had is litter. Process ids would not do: containers share them.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -29,7 +30,7 @@ from uuid import uuid4
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from stream_forecaster.errors import StoreUnusable
+from stream_forecaster.errors import StoreFault, StoreUnusable
 
 KEPT = 3
 """Checkpoints kept per partition: the newest, and two to go back to should it be unreadable."""
@@ -154,13 +155,45 @@ class CheckpointStore:
             yield
         except Exception as error:
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            raise StoreUnusable(self._message(verb, reason)) from error
+            raise StoreUnusable(self._message(verb, reason), _fault(error)) from error
 
     def _message(self, verb: str, reason: str) -> str:
         return (
             f"cannot {verb} the checkpoint store {self._url}: {reason}. Set {_SETTING} to a "
             f"directory or bucket this process may read and write, with its fsspec driver installed"
         )
+
+
+_FAULTS: dict[int | None, StoreFault] = {
+    errno.ENOSPC: "full",
+    errno.EDQUOT: "full",
+    errno.EFBIG: "full",
+    errno.EROFS: "read_only",
+    errno.EACCES: "denied",
+    errno.EPERM: "denied",
+    errno.ENOENT: "gone",
+    errno.ENOTDIR: "gone",
+    errno.ESTALE: "gone",
+    errno.ETIMEDOUT: "slow",
+    errno.ENOMEM: "memory",
+}
+
+
+def _fault(error: Exception) -> StoreFault:
+    """What an exception of a driver means; object stores raise OSErrors without a number."""
+    match error:
+        case MemoryError():
+            return "memory"
+        case OSError(errno=number) if number in _FAULTS:
+            return _FAULTS[number]
+        case PermissionError():
+            return "denied"
+        case FileNotFoundError() | NotADirectoryError():
+            return "gone"
+        case TimeoutError():
+            return "slow"
+        case _:
+            return "other"
 
 
 def _name(offset: int) -> str:

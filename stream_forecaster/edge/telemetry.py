@@ -12,7 +12,7 @@ from other threads.
 from collections.abc import Iterable, Mapping
 from functools import partial
 from threading import Lock
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import choose_encoder
@@ -20,14 +20,17 @@ from prometheus_client.metrics_core import Metric, SummaryMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from stream_forecaster.errors import StoreFault
 from stream_forecaster.events import Reason
 
 PREFIX = "streamforecaster"
 
 CommitResult = Literal["committed", "failed", "fenced"]
+Unusable = Literal["corrupt", "unreadable"]
 Forecaster = Literal["published", "naive", "seasonal", "moving_average", "lstm"]
 
 _HOP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_CHECKPOINT_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 # An event waits for its bucket to close and for lateness to pass before a forecast can know it.
 _EVENT_TO_FORECAST_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 180, 300, 600, 1800, 3600)
 
@@ -79,6 +82,7 @@ class Telemetry:
     def _observe_state(self) -> None:
         counter = partial(Counter, namespace=PREFIX, registry=self._registry)
         gauge = partial(Gauge, namespace=PREFIX, registry=self._registry)
+        histogram = partial(Histogram, namespace=PREFIX, registry=self._registry)
         self._keys = gauge("keys", "Keys held.")
         self._state_bytes = gauge("state_bytes", "Memory held by the state of all partitions.")
         self._keys_expired = counter("keys_expired", "Keys dropped after their time to live.")
@@ -87,7 +91,29 @@ class Telemetry:
         self._checkpoint = gauge(
             "checkpoint_timestamp_seconds", "When the last checkpoint was stored; 0: none yet."
         )
-        self._checkpoints_failed = counter("checkpoints_failed", "Checkpoints not stored.")
+        self._checkpoint_age = gauge(
+            "checkpoint_age_seconds",
+            "Since a partition's state last was in a checkpoint, where that is longest ago.",
+        )
+        self._checkpoint_write = histogram(
+            "checkpoint_write_seconds",
+            "Time to write a checkpoint, stored or not.",
+            buckets=_CHECKPOINT_SECONDS,
+        )
+        self._checkpoints_failed = counter(
+            "checkpoints_failed", "Checkpoints not stored, or gone from the store.", ["reason"]
+        )
+        for fault in get_args(StoreFault):
+            self._checkpoints_failed.labels(fault)
+        self._checkpoints_unusable = counter(
+            "checkpoints_unusable", "Stored checkpoints that cannot be used.", ["reason"]
+        )
+        for why in get_args(Unusable):
+            self._checkpoints_unusable.labels(why)
+        self._checkpoints_too_old = gauge(
+            "checkpoints_too_old",
+            "Partitions of whose last checkpoint the topic has lost the sequel: a restart stops.",
+        )
         self._restore = gauge("restore_seconds", "Duration of the last recovery of a partition.")
         self._build = Info("build", "What is running.", namespace=PREFIX, registry=self._registry)
 
@@ -195,9 +221,25 @@ class Telemetry:
         """Set when the last checkpoint was stored, epoch seconds."""
         self._checkpoint.set(timestamp_s)
 
-    def checkpoint_failed(self) -> None:
-        """Count a checkpoint that could not be stored."""
-        self._checkpoints_failed.inc()
+    def checkpoint_age(self, seconds: float) -> None:
+        """Set how long ago the state was last in a checkpoint; 0: nothing has come since."""
+        self._checkpoint_age.set(seconds)
+
+    def checkpoint_write(self, seconds: float) -> None:
+        """Observe how long a write of a checkpoint took, whether it succeeded or not."""
+        self._checkpoint_write.observe(seconds)
+
+    def checkpoint_failed(self, reason: StoreFault) -> None:
+        """Count a checkpoint that could not be stored, or was found to be gone."""
+        self._checkpoints_failed.labels(reason).inc()
+
+    def checkpoint_unusable(self, reason: Unusable) -> None:
+        """Count a stored checkpoint that recovery had to pass over."""
+        self._checkpoints_unusable.labels(reason).inc()
+
+    def checkpoints_too_old(self, partitions: int) -> None:
+        """Set of how many partitions the last checkpoint could not be gone on from."""
+        self._checkpoints_too_old.set(partitions)
 
     def restore(self, seconds: float) -> None:
         """Set how long the recovery of a partition took."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from structlog.typing import FilteringBoundLogger
 
 from stream_forecaster.checkpoint import Store
+from stream_forecaster.edge.saver import Background, in_thread
 from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.records import Transport
 from stream_forecaster.weights import Weights
@@ -24,6 +25,7 @@ class World:
         now_s: the only clock; monotonic seconds.
         wall_ms: epoch milliseconds, to compare with the broker's times.
         weights: what a network starts from; None: those that ship.
+        background: where checkpoints are written.
     """
 
     transport: Transport
@@ -33,3 +35,4 @@ class World:
     now_s: Callable[[], float] = time.monotonic
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     weights: Weights | None = None
+    background: Background = in_thread

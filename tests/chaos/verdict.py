@@ -85,7 +85,7 @@ class Topics:
             consumer.assign(self.partitions(topic))
             ended: set[int] = set()
             while len(ended) < self._partitions:
-                for record in consumer.consume(10_000, 1.0):
+                for record in consumer.consume(10_000, 0.1):
                     error = record.error()
                     if error is None:
                         yield record

@@ -28,6 +28,10 @@ CONTRACT = {
     "event_to_forecast_seconds_count": set(),
     "commits_total": {"result"},
     "checkpoint_timestamp_seconds": set(),
+    "checkpoint_age_seconds": set(),
+    "checkpoints_failed_total": {"reason"},
+    "checkpoints_unusable_total": {"reason"},
+    "checkpoints_too_old": set(),
     "restore_seconds": set(),
     "rebalances_total": set(),
     "absolute_error_sum": {"resolution", "forecaster"},
@@ -73,7 +77,11 @@ def _exercise(telemetry: Telemetry) -> None:
     telemetry.keys_shed(6)
     telemetry.forecasts_shed("superseded", 4)
     telemetry.checkpoint(1_700_000_000.5)
-    telemetry.checkpoint_failed()
+    telemetry.checkpoint_failed("full")
+    telemetry.checkpoint_unusable("corrupt")
+    telemetry.checkpoint_age(12.5)
+    telemetry.checkpoint_write(0.25)
+    telemetry.checkpoints_too_old(2)
     telemetry.restore(2.5)
     telemetry.absolute_error("1m", "published", total=3.0, n=4)
     telemetry.interval_coverage("1m", 0.8, 0.79)
@@ -116,7 +124,13 @@ def test_the_contract_is_kept(telemetry: Telemetry, registry: CollectorRegistry)
         ("keys_shed_total", {}, 6),
         ("forecasts_shed_total", {"reason": "superseded"}, 4),
         ("checkpoint_timestamp_seconds", {}, 1_700_000_000.5),
-        ("checkpoints_failed_total", {}, 1),
+        ("checkpoints_failed_total", {"reason": "full"}, 1),
+        ("checkpoints_failed_total", {"reason": "slow"}, 0),
+        ("checkpoints_unusable_total", {"reason": "corrupt"}, 1),
+        ("checkpoints_unusable_total", {"reason": "unreadable"}, 0),
+        ("checkpoint_age_seconds", {}, 12.5),
+        ("checkpoint_write_seconds_sum", {}, 0.25),
+        ("checkpoints_too_old", {}, 2),
         ("restore_seconds", {}, 2.5),
         ("absolute_error_sum", {"resolution": "1m", "forecaster": "published"}, 3),
         ("absolute_error_count", {"resolution": "1m", "forecaster": "published"}, 4),

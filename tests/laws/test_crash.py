@@ -28,6 +28,7 @@ from stream_forecaster.edge.memory import (
     Script,
     fair_weather,
 )
+from stream_forecaster.edge.saver import at_once
 from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.edge.world import World
 from stream_forecaster.records import Message
@@ -68,6 +69,7 @@ def _process(
         _silent_log,
         now_s=lambda: 10.0 * next(ticks),
         wall_ms=lambda: wall_ms,
+        background=at_once,
     )
     Service(config, world).run(stopping=lambda: log.drained)
 
