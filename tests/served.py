@@ -74,7 +74,7 @@ class Pipeline:
                 "bootstrap_servers": broker.bootstrap,
                 "group_id": self.name,
                 "instance_id": "test",
-                "session_timeout": "2s",
+                "session_timeout": "3s",
                 "commit_interval": "50ms",
             },
             "input": {"topic": f"{self.name}.in", "allowed_lateness": "30s"},

@@ -95,10 +95,11 @@ def test_a_store_that_hangs_does_not_hold_up_the_loop(pipeline: Pipeline) -> Non
         run.checkpoint()
         pipeline.store.flowing.clear()
         begun, hung_s = pipeline.store.begun, time.monotonic()
-        while time.monotonic() - hung_s < 1.5 * pipeline.settings.kafka.session_timeout_ms / 1000:
+        session_s = pipeline.settings.kafka.session_timeout_ms / 1000
+        while time.monotonic() - hung_s < 1.5 * session_s:
             run.read(20)
         assert pipeline.store.begun == begun + 1
-        assert run.longest_step_s < 1.0
+        assert run.longest_step_s < session_s
         assert run.metric("rebalances_total") == 1
         slow = run.events("checkpoint_slow")
         assert len(slow) >= 1
@@ -127,7 +128,7 @@ def test_a_store_that_hangs_does_not_hold_up_the_end_for_ever(
         run.read(100)
         begin_s = time.monotonic()
         run.finish()
-        assert 0.2 < time.monotonic() - begin_s < 2
+        assert 0.2 < time.monotonic() - begin_s < 10
         assert run.events("checkpoint_slow")
     pipeline.store.flowing.set()
 
@@ -342,3 +343,17 @@ def test_a_store_that_cannot_be_written_stops_the_start(pipeline: Pipeline, faul
     with pytest.raises(StoreUnusable, match=r"state\.checkpoint_url") as stopped:
         pipeline.store.probe()
     assert (stopped.value.fault, stopped.value.exit_code) == (fault, 4)
+
+
+def test_a_store_that_hangs_stops_the_start(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount whose server is away would be waited for for ever."""
+    monkeypatch.setattr("stream_forecaster.edge.store._ANSWERS_WITHIN_S", 0.2)
+    pipeline.store.flowing.clear()
+    try:
+        with pytest.raises(StoreUnusable, match=r"no answer within 0\.2 s") as stopped:
+            pipeline.store.probe()
+    finally:
+        pipeline.store.flowing.set()
+    assert (stopped.value.fault, stopped.value.exit_code) == ("slow", 4)

@@ -22,8 +22,10 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -34,6 +36,9 @@ from stream_forecaster.errors import StoreFault, StoreUnusable
 
 KEPT = 3
 """Checkpoints kept per partition: the newest, and two to go back to should it be unreadable."""
+
+_ANSWERS_WITHIN_S = 30.0
+"""A store that takes longer for a few bytes is not there."""
 
 _SETTING = "state.checkpoint_url (STREAM_FORECASTER__STATE__CHECKPOINT_URL)"
 _PARTITION = re.compile(r"\d{5,}", re.ASCII)
@@ -63,8 +68,28 @@ class CheckpointStore:
         """Prove that the store can be written, read back and deleted from. Called once, at start.
 
         Raises:
-            StoreUnusable: it cannot; the message names the setting and the way out.
+            StoreUnusable: it cannot, or does not answer; the message names the setting and the way
+                out.
         """
+        proof: Future[None] = Future()
+
+        def prove() -> None:
+            try:
+                self._prove()
+            except Exception as error:  # noqa: BLE001  (handed to the caller's thread)
+                proof.set_exception(error)
+            else:
+                proof.set_result(None)
+
+        # A mount whose server is away answers nothing at all, not even an error.
+        Thread(target=prove, name="probe", daemon=True).start()
+        try:
+            proof.result(_ANSWERS_WITHIN_S)
+        except TimeoutError:
+            reason = f"no answer within {_ANSWERS_WITHIN_S:g} s"
+            raise StoreUnusable(self._message("write to", reason), "slow") from None
+
+    def _prove(self) -> None:
         path, content = f"{self._root}/.probe-{uuid4().hex}", b"stream_forecaster"
         with self._explained("write to"):
             self._write(path, content)
