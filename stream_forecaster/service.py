@@ -129,6 +129,7 @@ class Service:
             self._hear(records)
         if self._commit_due():
             self._commit()
+        # Once more, as one is written at a time: a partition that has stood still waits its turn.
         self._saving.turn(self._settled())
         self._report()
 
@@ -237,6 +238,7 @@ class Service:
             for turn in held.turns:
                 self._scoreboard.count(turn)
             held.messages, held.turns, held.read_ms = [], [], []
+        self._saving.turn(self._settled())
         return True
 
     def _settled(self) -> list[Shard]:
