@@ -133,6 +133,7 @@ class Service:
         self._hear_all(poll.records)
         if self._commit_due(idle=not any(map(len, poll.records))):
             self._commit()
+        # Once more, as one is written at a time: a partition that has stood still waits its turn.
         self._saving.turn(self._settled())
         self._report()
 
@@ -273,6 +274,7 @@ class Service:
                 self._keys_shed += len(turn.shed)
             self._telemetry.forecasts_shed("superseded", held.pending.shed)
             held.pending = Pending()
+        self._saving.turn(self._settled())
         return True
 
     def _settled(self) -> list[Shard]:

@@ -27,7 +27,7 @@ from stream_forecaster.edge.memory import (
     Script,
     fair_weather,
 )
-from stream_forecaster.edge.saver import at_once
+from stream_forecaster.edge.saver import Background, at_once
 from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.edge.world import World
 from stream_forecaster.errors import (
@@ -58,6 +58,7 @@ class Process:
     seconds: float = 0.0
     per_poll: int = _PER_POLL
     seconds_per_look: float = 0.0
+    background: Background = at_once
 
     def __post_init__(self) -> None:
         self.registry, self.said = CollectorRegistry(), LogCapture()
@@ -72,7 +73,7 @@ class Process:
             ),
             now_s=self._look,
             wall_ms=lambda: self.wall_ms,
-            background=at_once,
+            background=self.background,
         )
         self.service = Service(self.config, world, cold_start=self.cold_start)
 
@@ -353,6 +354,19 @@ def test_a_store_that_fails_is_not_asked_at_every_commit() -> None:
     script = _then({"checkpoint": _NEVER})
     process = Process(log, script=script).steps(11, seconds_each=10.0)
     assert process.metric("checkpoints_failed_total", reason="other") == 4
+
+
+def test_partitions_take_turns_in_a_slow_store() -> None:
+    """One checkpoint is written at a time; those that stand still wait, and get theirs."""
+    works: list[Callable[[], None]] = []
+    log = MemoryLog({p: [MemoryRecord(*row) for row in _ROWS[:20]] for p in range(3)})
+    process = Process(log, background=works.append)
+    for _ in range(30):
+        process.steps(1, seconds_each=2.0)
+        assert len(works) <= 1
+        while works:
+            works.pop()()
+    assert log.checkpoints.keys() >= {(0, 20), (1, 20), (2, 20)}
 
 
 def test_no_checkpoint_is_ahead_of_the_committed_offset() -> None:
