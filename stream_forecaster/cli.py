@@ -64,8 +64,8 @@ from stream_forecaster.weights import shipped
 OK, GATE_FAILED, BROKER_AWAY, BAD_STATE, BUG = 0, 1, 3, 4, 70
 
 _OUT_OF_MEMORY = (
-    "out of memory: give the process more, or fewer keys: more processes, a shorter "
-    'state.key_ttl, model.profile = "lean"; `stream-forecaster plan --keys N` says what they take'
+    "out of memory: give the process more, or fewer keys: more processes, a smaller "
+    'state.max_keys, model.profile = "lean"; `stream-forecaster plan --keys N` says what they take'
 )
 
 app = typer.Typer(

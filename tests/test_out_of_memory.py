@@ -37,7 +37,7 @@ def test_a_process_out_of_memory_says_so_and_ends(
     assert ended.returncode == 4, ended.stderr
     *_, last = map(json.loads, ended.stderr.splitlines())
     assert (last["event"], last["exit_code"]) == ("out_of_memory", 4)
-    assert "state.key_ttl" in last["reason"]
+    assert "state.max_keys" in last["reason"]
     assert "Unable to allocate" in last["exception"]
     committed = pipeline.committed
     assert committed is not None

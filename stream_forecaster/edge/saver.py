@@ -128,6 +128,6 @@ def no_memory(partition: int, error: MemoryError) -> StoreUnusable:
     """A checkpoint is a copy of the state, and there is no room for it."""
     return StoreUnusable(
         f"no memory for a checkpoint of partition {partition} ({error}): give the process more, or "
-        'fewer keys: more processes, model.profile = "lean", a shorter state.key_ttl',
+        'fewer keys: more processes, a smaller state.max_keys, model.profile = "lean"',
         "memory",
     )
