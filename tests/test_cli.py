@@ -869,7 +869,7 @@ def test_dead_letters_are_replayed_once(call: Call, letters: str) -> None:
     _, rest, _ = call(*options)
     again = json.loads(call(*options, "--json")[1])
 
-    assert by_reason == {"resent": 2, "given_up": 0, "foreign": 0}
+    assert by_reason == {"resent": 2, "given_up": 0, "foreign": 0, "cut": 0}
     assert rest.startswith("2 records sent to ")
-    assert again == {"resent": 0, "given_up": 0, "foreign": 0}
+    assert again == {"resent": 0, "given_up": 0, "foreign": 0, "cut": 0}
     assert call(*options, "--reason", "bad_luck")[0] == 2
