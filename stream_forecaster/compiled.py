@@ -50,8 +50,8 @@ class _Compiled:
     def __init__(self, loop: Callable[..., None], signature: str) -> None:
         update_wrapper(self, loop)
         self._loop, self._run = loop, None
-        reads, self._writes = (part.split() for part in signature.split(">"))
-        self._reads = reads
+        reads, writes = (part.split() for part in signature.split(">"))
+        self._types = reads + writes
         self._arrays = [i for i, read in enumerate(reads) if ":" in read]
 
     def __call__(self, *arguments: Any) -> None:  # noqa: ANN401  (arrays and numbers)
@@ -64,7 +64,7 @@ class _Compiled:
     def compile(self) -> Any:  # noqa: ANN401  (numba's)
         """Once."""
         if self._run is None:
-            self._run = _compile(self._loop, [*self._reads, *self._writes])
+            self._run = _compile(self._loop, self._types)
         return self._run
 
 

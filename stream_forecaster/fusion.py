@@ -259,7 +259,6 @@ class Fusion:
     """Exponential weights and a stack on top of them, averaged."""
 
     def __init__(self, table: KeyTable, prefix: str, experts: int, buckets: int) -> None:
-        self._buckets = buckets
         self._exponential = ExponentialWeights(table, prefix, experts, buckets)
         start = np.zeros(experts)
         self._stack = Stack(

@@ -46,7 +46,7 @@ class View:
         index: the newest closed bucket.
         ahead: (H,) steps after it.
         bucket: (H,) the horizon bucket of each step, of G.
-        predictions: expert -> (B, H) or (B, 1).
+        predictions: expert -> (B, H).
         losses: (B, G, M) the experts' mean landed losses.
         path, unit: (B, H) the pool's path and its expected error.
     """

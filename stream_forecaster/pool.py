@@ -504,7 +504,7 @@ class Pool:
         index, bucket = self.window.closed - 1, self._bucket[ahead - 1]
         rows, m = self._table.rows(slots), len(self._experts)
         predictions = np.empty((len(self.experts), len(rows), len(ahead)))
-        for said, expert in zip(predictions, self._experts, strict=False):
+        for said, expert in zip(predictions[:m], self._experts, strict=True):
             said[:] = expert.predict(slots, index, ahead)
         return predictions, *self._fusion.fuse(slots, predictions[:m], bucket)
 

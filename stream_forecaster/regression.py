@@ -293,7 +293,7 @@ class RidgePerKey(RidgeAr):
 
     @override
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
-        slots = np.arange(self._table.size)[slots]
+        slots = self._table.rows(slots)
         own = slots < _KEYS
         room = self._window.values(slots[own], self._room)
         row, anchor, scale = self._row(slots[own], room, index, ahead)

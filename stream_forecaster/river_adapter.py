@@ -79,7 +79,7 @@ class RiverForecaster:
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         """(B, len(ahead)): what the models said when the bucket closed."""
         del index
-        slots = np.arange(self._table.size)[slots]
+        slots = self._table.rows(slots)
         said, own = np.full((len(slots), len(ahead)), np.nan), slots < _KEYS
         said[own] = self._column("said")[slots[own]][:, ahead - 1]
         return said
