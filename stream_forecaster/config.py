@@ -37,6 +37,9 @@ from stream_forecaster.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "STREAM_FORECASTER__"
 
+AUTO_FULL_KEYS = 100_000
+"""Of a partition; where `state.max_keys` lets in more, the profile `auto` is the lean one."""
+
 _URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)[^/\s]+(?=@)")
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": HOUR_MS, "d": DAY_MS, "w": WEEK_MS}
 _UNITS_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -326,7 +329,7 @@ class Model(_Section):
     profile: Literal["full", "lean", "auto"] = Field(
         "auto",
         description="state per key against accuracy: lean has fewer experts and a shorter memory; "
-        "auto is full, however many keys there are",
+        f"auto is lean where state.max_keys is above {AUTO_FULL_KEYS:,}",
     )
     seed: int = Field(0, ge=0)
 
@@ -403,6 +406,16 @@ class Settings(_Section):
         if len(set(topics)) < len(topics):
             raise ValueError(f"input, output, dead-letter and scores topics must differ: {topics}")
         return self
+
+    @property
+    def is_lean(self) -> bool:
+        """Do keys have the lean profile?
+
+        `auto` goes by the bound on keys and not by those there are, so that forecasts do not depend
+        on when a key came, and a profile never changes under way.
+        """
+        profile = self.model.profile
+        return profile == "lean" or (profile == "auto" and self.state.max_keys > AUTO_FULL_KEYS)
 
     def determining(self) -> dict[str, Any]:
         """The settings that forecasts depend on, and so what a checkpoint is bound to."""

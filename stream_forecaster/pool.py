@@ -197,7 +197,7 @@ class Pool:
         )
         self._table, self._calendar = table, calendar
         self._levels = settings.output.quantiles
-        self._is_lean = settings.model.profile == "lean"
+        self._is_lean = settings.is_lean
         self._is_count = settings.input.aggregate == "count"
         self._experts = experts.pool(
             table,

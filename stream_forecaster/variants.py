@@ -77,10 +77,8 @@ def variants(settings: Settings) -> list[Variant]:
     found: dict[tuple[object, ...], Variant] = {}
     for variant in wanted:
         chosen = variant.settings.model
-        # As of today `auto` is the full profile.
-        is_lean = chosen.profile == "lean"
         learns = chosen.network and chosen.train_every_hops
-        key = is_lean, chosen.network, variant.weights is None, learns
+        key = variant.settings.is_lean, chosen.network, variant.weights is None, learns
         same = found.get(key)
         names = (*same.names, *variant.names) if same else variant.names
         kept = same or variant

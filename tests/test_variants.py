@@ -35,18 +35,22 @@ def runs() -> list[Run]:
 
 
 @pytest.mark.parametrize(
-    ("profile", "network", "names"),
+    ("changed", "names"),
     [
-        ("auto", True, "as set full both | lean | pool | zero-shot | online"),
-        ("full", True, "as set full both | lean | pool | zero-shot | online"),
-        ("lean", True, "as set lean both | full | pool | zero-shot | online"),
-        ("full", False, "as set full pool | lean | zero-shot | online | both"),
-        ("lean", False, "as set lean pool | full | zero-shot | online | both"),
+        ({}, "as set full both | lean | pool | zero-shot | online"),
+        ({"state": {"max_keys": 100_001}}, "as set lean both | full | pool | zero-shot | online"),
+        ({"model": {"profile": "full"}}, "as set full both | lean | pool | zero-shot | online"),
+        ({"model": {"profile": "lean"}}, "as set lean both | full | pool | zero-shot | online"),
+        ({"model": {"network": False}}, "as set full pool | lean | zero-shot | online | both"),
+        (
+            {"model": {"profile": "lean", "network": False}},
+            "as set lean pool | full | zero-shot | online | both",
+        ),
     ],
 )
-def test_only_those_that_differ_are_run(profile: str, network: bool, names: str) -> None:  # noqa: FBT001
+def test_only_those_that_differ_are_run(changed: dict[str, object], names: str) -> None:
     """One run under several names where they come to the same; as set is the first."""
-    settings = parse({"model": {"profile": profile, "network": network}})
+    settings = parse(changed)
     short = {"full profile": "full", "lean profile": "lean", "pool alone": "pool"}
     short |= {"online only": "online"}
 
