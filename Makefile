@@ -2,6 +2,7 @@
 #
 #   make demo ARGS="--seconds 30 --no-browser"    flags go to the command behind the target
 #   make test ARGS="-k laws -x"
+#   make test ARGS="-n 0 --pdb"                   in one process, instead of one for each core
 #   make test PYTHON=/opt/python3.12/bin/python3  another Python, 3.11 or newer
 #
 # On Linux the package index serves PyTorch with CUDA, several GB. To get the far smaller CPU build,
@@ -27,7 +28,7 @@ demo: .venv/installed ## simulated users, a broker and the real service, live in
 	$(BIN)/stream-forecaster demo $(ARGS)
 
 test: .venv/installed ## all tests; on Apache Kafka too where KAFKA_HOME names one
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 chaos: .venv/installed ## kill, stop and cut off workers and broker for five minutes, then compare
 	PYTHONPATH=tests $(BIN)/python tests/chaos $(ARGS)

@@ -29,7 +29,7 @@ def _apache_kafka() -> Path:
 def test_on_apache_kafka(tmp_path: Path) -> None:
     """Whatever befalls workers, broker and connections: nothing shows."""
     plan = Plan(
-        seconds=55,
+        seconds=45,
         seed=1,
         kills=6,
         stops=2,
@@ -54,7 +54,7 @@ def test_on_apache_kafka(tmp_path: Path) -> None:
 def test_on_the_embedded_broker(tmp_path: Path) -> None:
     """The same without Java, but for the broker's own death: it lives in this process."""
     plan = Plan(
-        seconds=40, seed=2, kills=4, stops=1, ends=1, deaths=0.3, self_stops=0.02, faults=0.001
+        seconds=30, seed=2, kills=4, stops=1, ends=1, deaths=0.3, self_stops=0.02, faults=0.001
     )
     outcome = _run(None, tmp_path, plan)
 
@@ -67,7 +67,7 @@ def test_on_the_embedded_broker(tmp_path: Path) -> None:
 
 def test_a_mistake_is_found(tmp_path: Path) -> None:
     """Workers that say again what they had said before they were killed."""
-    plan = Plan(seconds=25, seed=3, kills=4, workers=2, partitions=4, mistake="loud replay")
+    plan = Plan(seconds=20, seed=3, kills=4, workers=2, partitions=4, mistake="loud replay")
     outcome = _run(None, tmp_path, plan)
 
     assert outcome.verdict is not None
