@@ -16,18 +16,14 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from brokers import ApacheKafka, Served, create_topic, external, kafka_home, most_real
+from brokers import create_topic, most_real, most_real_broker
 from confluent_kafka import Producer
 from rich.console import Console
 from rich.table import Table
 
 from stream_forecaster import config
-from stream_forecaster.edge.broker import Broker
 from stream_forecaster.edge.topics import create_topics
 
 _HERE = Path(__file__).parent
@@ -41,24 +37,6 @@ _OUT_OF = {
     "ours: windows, scoring, learning": ("ours", "windows"),
     "ours: everything, published exactly once": ("ours", "all"),
 }
-
-
-@contextmanager
-def the_broker() -> Iterator[Served]:
-    """The most real broker at hand."""
-    cluster, home = external(), kafka_home()
-    if cluster is not None:
-        yield cluster
-    elif home is not None:
-        with tempfile.TemporaryDirectory() as directory:
-            kafka = ApacheKafka(home, Path(directory)).start()
-            try:
-                yield kafka
-            finally:
-                kafka.stop()
-    else:
-        with Broker() as broker:
-            yield broker
 
 
 def load(bootstrap: str, topic: str, events: int, keys: int) -> None:
@@ -129,7 +107,7 @@ def main() -> None:
     names = [n for n in _OUT_OF if _OUT_OF[n][0] == "ours" or Path(options.quix).exists()]
     if len(names) < len(_OUT_OF):
         print(f"no {options.quix}: Quix Streams is left out (see --quix)", file=sys.stderr)
-    with the_broker() as broker:
+    with most_real_broker() as broker:
         topic = create_topic(broker, _PARTITIONS)
         create_topics(
             config.parse(

@@ -10,15 +10,18 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from kafka.protocol.admin import CreateTopicsRequest
 from kafka.protocol.metadata import MetadataRequest, MetadataResponse
+
+from stream_forecaster.edge.broker import Broker
 
 _STARTS_WITHIN_S = 60.0
 _STOPS_WITHIN_S = 20.0
@@ -185,6 +188,24 @@ def most_real() -> str:
     if kafka_home() is not None:
         return f"Apache Kafka from {kafka_home()}"
     return "the embedded broker (set KAFKA_HOME or KAFKA_BOOTSTRAP_SERVERS for Apache Kafka)"
+
+
+@contextmanager
+def most_real_broker() -> Iterator[Served]:
+    """That broker; started for it, if it is not a running cluster."""
+    cluster, home = external(), kafka_home()
+    if cluster is not None:
+        yield cluster
+    elif home is not None:
+        with tempfile.TemporaryDirectory() as directory:
+            kafka = ApacheKafka(home, Path(directory)).start()
+            try:
+                yield kafka
+            finally:
+                kafka.stop()
+    else:
+        with Broker() as broker:
+            yield broker
 
 
 def free_port() -> int:
