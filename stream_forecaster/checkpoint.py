@@ -38,7 +38,7 @@ class Checkpoint:
         offset: the next record to read.
         log_id: of which log; another one may have the same name. Empty: not known.
         settings: `Settings.determining()` of the process that made it.
-        arrays: the state, by name.
+        arrays: the state, by name; views of a shard that goes on, or of the bytes it is read from.
     """
 
     partition: int
@@ -70,7 +70,7 @@ class Checkpoint:
 class Store(Protocol):
     """The seam to where checkpoints are kept, as opaque bytes."""
 
-    def save(self, partition: int, offset: int, data: bytes) -> None:
+    def save(self, partition: int, offset: int, data: bytes | bytearray) -> None:
         """Keep `data`, whole or not at all. Called only after a commit that covers `offset`.
 
         Raises:
@@ -82,8 +82,8 @@ class Store(Protocol):
         """The offsets kept for a partition, newest first."""
         ...
 
-    def load(self, partition: int, offset: int) -> bytes:
-        """What was saved for `offset`.
+    def load(self, partition: int, offset: int) -> bytearray:
+        """What was saved for `offset`; the caller's own.
 
         Raises:
             StoreUnusable: it could not be read.
@@ -91,20 +91,21 @@ class Store(Protocol):
         ...
 
 
-def encode(checkpoint: Checkpoint) -> bytes:
-    """The checkpoint as bytes; one copy of the arrays."""
+def encode(checkpoint: Checkpoint) -> bytearray:
+    """The checkpoint as bytes: the one copy that is made of the arrays."""
     header = {
         "partition": checkpoint.partition,
         "offset": checkpoint.offset,
         "log_id": checkpoint.log_id,
         "settings": checkpoint.settings,
     }
-    body = archive.pack(header, checkpoint.arrays)
-    return _HEAD.pack(_MAGIC, VERSION, _checksum(VERSION, body)) + body
+    data = archive.pack(header, checkpoint.arrays, room=_HEAD.size)
+    _HEAD.pack_into(data, 0, _MAGIC, VERSION, _checksum(VERSION, _body(data)))
+    return data
 
 
-def decode(data: bytes) -> Checkpoint:
-    """The checkpoint in `data`.
+def decode(data: bytes | bytearray) -> Checkpoint:
+    """The checkpoint in `data`; its arrays are views of that.
 
     Raises:
         CheckpointCorrupt: truncated, altered, or not a checkpoint at all.
@@ -113,7 +114,7 @@ def decode(data: bytes) -> Checkpoint:
     if len(data) < _HEAD.size or not data.startswith(_MAGIC):
         raise CheckpointCorrupt(f"not a checkpoint: {len(data)} bytes begin with {data[:4]!r}")
     _, version, checksum = _HEAD.unpack_from(data)
-    body = data[_HEAD.size :]
+    body = _body(data)
     if _checksum(version, body) != checksum:
         raise CheckpointCorrupt(f"checksum mismatch in a checkpoint of {len(data)} bytes")
     if version != VERSION:
@@ -149,7 +150,11 @@ def _of(kind: type[T], value: object) -> T:
     return value
 
 
-def _checksum(version: int, body: bytes) -> int:
+def _body(data: bytes | bytearray) -> memoryview:
+    return memoryview(data)[_HEAD.size :]
+
+
+def _checksum(version: int, body: memoryview) -> int:
     return zlib.crc32(body, version)
 
 

@@ -195,6 +195,8 @@ class KeyTable:
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Become the table that `arrays` was taken from.
 
+        They are taken over, not copied, where they can be written to: nobody else may use them.
+
         Raises:
             ValueError: the columns are not those of `arrays`, or this table has more rows.
         """
@@ -210,8 +212,7 @@ class KeyTable:
             raise ValueError(f"not the columns of this table: {', '.join(differing)}")
         if self.size > rows:
             raise ValueError(f"a table of {self.size} rows cannot become one of {rows}")
-        sizes = arrays["keys.sizes"]
-        self._grow_to(rows)
+        sizes, self._capacity = arrays["keys.sizes"], rows
         data, ends = arrays["keys.bytes"].tobytes(), np.cumsum(sizes).tolist()
         keys = [data[e - n : e] for e, n in zip(ends, sizes.tolist(), strict=True)]
         live = columns["live"]
@@ -219,8 +220,9 @@ class KeyTable:
         self._slot = {key: slot for slot, key in enumerate(self._key) if key is not None}
         self._free = arrays["keys.free"].tolist()
         self._key_bytes = len(data)
-        for name, column in self._columns.items():
-            column[:rows] = columns[name]
+        self._columns = {
+            name: np.require(columns[name], requirements=("C", "A", "W")) for name in self._columns
+        }
 
     def _admit(self, key: bytes) -> int:
         if self._free:

@@ -120,12 +120,12 @@ class Saving:
 
     def _begin(self, shard: Shard) -> None:
         self._places[shard.partition].tried_s = self._slow_told_s = self._now_s()
+        earlier = shard.partition in self._stored
         try:
             checkpoint = shard.checkpoint(self._transport.log_id())
+            self._saver.begin(checkpoint, expects_earlier=earlier)
         except MemoryError as error:
             self._fail(shard.partition, shard.offset, no_memory(shard.partition, error))
-            return
-        self._saver.begin(checkpoint, expects_earlier=shard.partition in self._stored)
 
     def _hear(self, outcome: Outcome | None) -> None:
         if outcome is None:

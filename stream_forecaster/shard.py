@@ -222,29 +222,30 @@ class Shard:
         )
 
     def checkpoint(self, log_id: str = "") -> Checkpoint:
-        """The shard as it stands, of the log `log_id`; the arrays are copies."""
+        """The shard as it stands, of the log `log_id`; its arrays are views: encode it at once."""
         arrays = {
             "newest_ms": np.array([self._newest_ms], np.int64),
             **nested("table", self._table.arrays()),
         }
         arrays |= self._scales.arrays()
-        copies = {name: np.array(array) for name, array in arrays.items()}
         settings = self._settings.determining()
-        return Checkpoint(self.partition, self.offset, log_id, settings, copies)
+        return Checkpoint(self.partition, self.offset, log_id, settings, arrays)
 
     @classmethod
     def restore(cls, settings: Settings, calendar: Calendar, checkpoint: Checkpoint) -> "Shard":
-        """The shard that `checkpoint` was taken of.
+        """The shard that `checkpoint` was taken of; it takes over its arrays.
 
         Raises:
             CheckpointMismatch: it was made under other settings or by another version.
         """
         checkpoint.require(settings.determining())
+        arrays = checkpoint.arrays
+        small = {k: a.copy() for k, a in arrays.items() if not k.startswith("table.")}
         shard = cls(settings, calendar, checkpoint.partition, checkpoint.offset)
         try:
-            shard._newest_ms = int(checkpoint.arrays["newest_ms"][0])
-            shard._table.restore(under("table", checkpoint.arrays))
-            shard._scales.restore(checkpoint.arrays)
+            shard._newest_ms = int(small["newest_ms"][0])
+            shard._table.restore(under("table", arrays))
+            shard._scales.restore(small)
         except (LookupError, ValueError, TypeError, ArithmeticError) as error:
             raise CheckpointMismatch(
                 f"the checkpoint of partition {checkpoint.partition} at {checkpoint.offset} was "

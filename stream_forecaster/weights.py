@@ -58,7 +58,7 @@ class Weights:
             "shares": self.shares.tolist(),
             "card": self.card,
         }
-        return archive.pack(header, self.arrays)
+        return bytes(archive.pack(header, self.arrays))
 
 
 def decode(data: bytes, name: str) -> Weights:
@@ -70,9 +70,8 @@ def decode(data: bytes, name: str) -> Weights:
     try:
         header, arrays = archive.unpack(data)
         theirs = dict(header["architecture"])
-        found = Weights(
-            tuple(header["steps_ms"]), arrays, np.array(header["shares"]), header["card"]
-        )
+        own = {name: array.copy() for name, array in arrays.items()}
+        found = Weights(tuple(header["steps_ms"]), own, np.array(header["shares"]), header["card"])
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsMismatch(f"{name}: not a file of network weights ({error})") from None
     theirs |= {"shares": found.shares.shape} | {name: a.shape for name, a in arrays.items()}

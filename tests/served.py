@@ -47,7 +47,7 @@ class FaultyStore(CheckpointStore):
         self.flowing.set()
         self.begun = 0
 
-    def _write(self, path: str, data: bytes) -> None:
+    def _write(self, path: str, data: bytes | bytearray) -> None:
         self.begun += 1
         _raise(self.writing)
         assert self.flowing.wait(WAITS_S)

@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from stream_forecaster.archive import pack, unpack
 
@@ -35,6 +36,47 @@ def test_what_is_packed_comes_back(header: dict[str, Any]) -> None:
         assert (arrays[name].dtype, arrays[name].shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(arrays[name], array)
     assert pack(header, _ARRAYS) == pack(header, _ARRAYS)
+
+
+_DTYPES = ["?", "u1", "i1", "u2", "i2", "f2", "u4", "i4", "f4", "u8", "i8", "f8"]
+_arrays = st.dictionaries(
+    _words.filter(lambda name: name != "__metadata__"),
+    st.sampled_from(_DTYPES).flatmap(
+        lambda kind: npst.arrays(kind, npst.array_shapes(min_dims=0, max_dims=3, min_side=0))
+    ),
+    max_size=4,
+)
+
+
+@given(header=_headers, arrays=_arrays)
+def test_it_is_what_the_library_of_the_format_writes(
+    header: dict[str, Any], arrays: dict[str, Any]
+) -> None:
+    """Byte for byte, and each reads what the other has written."""
+    whole = bytes(pack(header, arrays))
+
+    assert whole == safetensors.numpy.save(arrays, {"header": json.dumps(header)})
+    for found in (unpack(whole)[1], safetensors.numpy.load(whole)):
+        assert {n: (a.dtype, a.shape, a.tobytes()) for n, a in found.items()} == {
+            n: (a.dtype, a.shape, a.tobytes()) for n, a in arrays.items()
+        }
+
+
+def test_reading_copies_nothing() -> None:
+    """And writing once: a checkpoint may be as large as half of the memory."""
+    data = pack({}, _ARRAYS, room=5)
+
+    _, arrays = unpack(memoryview(data)[5:])
+    arrays["a"][0, 0] = 7.0
+
+    assert unpack(memoryview(data)[5:])[1]["a"][0, 0] == 7.0
+
+
+@pytest.mark.parametrize("dtype", ["c16", ">f8", "U3", "O", "M8[s]"])
+def test_arrays_of_other_kinds_are_refused(dtype: str) -> None:
+    """The format does not know them."""
+    with pytest.raises(ValueError, match=r"b\.c is of"):
+        pack({}, {"b.c": np.zeros(2, dtype)})
 
 
 @given(data=st.data())

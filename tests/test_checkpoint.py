@@ -138,15 +138,38 @@ def test_settings_that_move_no_forecast_may_change(changed: dict[str, Any]) -> N
     saved.require(parse(changed).determining())
 
 
-def test_a_checkpoint_is_a_copy() -> None:
+def test_what_is_encoded_is_a_copy() -> None:
     """The shard goes on; what was taken of it stays."""
     config = settings()
     going_on, log = shard(config), busy_log(100)
     going_on.advance(block(log, 0, 50))
-    taken = going_on.checkpoint()
-    before = encode(taken)
+    taken = encode(going_on.checkpoint())
+    before = bytes(taken)
+
     going_on.advance(block(log, 50))
-    assert encode(taken) == before
+
+    assert taken == before
+    assert encode(going_on.checkpoint()) != before
+
+
+def test_state_is_copied_once_to_be_saved_and_never_to_be_restored() -> None:
+    """It may be most of the memory there is."""
+    config = parse({"model": {"network": False}})
+    crowded = shard(config)
+    crowded.table.intern([b"%d" % key for key in range(10_000)], np.zeros(10_000, np.int64))
+    tracemalloc.start()
+
+    data = encode(crowded.checkpoint())
+    _, saving = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    restored = Shard.restore(config, crowded.calendar, decode(data))
+    _, restoring = tracemalloc.get_traced_memory()
+
+    tracemalloc.stop()
+    assert saving < 1.1 * len(data)
+    assert restoring - before < 0.1 * len(data)
+    assert restored.keys == crowded.keys
 
 
 # -- archives that no version of ours has written --------------------------------------------------
@@ -234,7 +257,7 @@ def test_a_header_of_another_kind_is_refused(name: str, value: object) -> None:
     )
 
     try:
-        decode(_sealed(archive.pack(header, saved.arrays)))
+        decode(_sealed(bytes(archive.pack(header, saved.arrays))))
     except CheckpointCorrupt:
         assert not fits
     else:
@@ -256,4 +279,4 @@ def test_arrays_of_another_kind_are_refused_or_read(name: str, change: int) -> N
         {name: array, f"{name}s": array},
     ]
 
-    _restored(encode(replace(saved, arrays=arrays | others[change])))
+    _restored(bytes(encode(replace(saved, arrays=arrays | others[change]))))

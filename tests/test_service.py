@@ -172,7 +172,7 @@ def test_an_older_checkpoint_gives_the_same_by_a_longer_replay() -> None:
 
 def _rewritten(data: bytes, **changed: Any) -> bytes:
     """A checkpoint with another header and a checksum that fits."""
-    return checkpoint.encode(replace(checkpoint.decode(data), **changed))
+    return bytes(checkpoint.encode(replace(checkpoint.decode(data), **changed)))
 
 
 @pytest.mark.parametrize(

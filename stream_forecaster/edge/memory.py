@@ -172,7 +172,7 @@ class MemoryStore:
     def __init__(self, log: MemoryLog, script: Script = fair_weather) -> None:
         self._log, self._script = log, script
 
-    def save(self, partition: int, offset: int, data: bytes) -> None:
+    def save(self, partition: int, offset: int, data: bytes | bytearray) -> None:
         """As `CheckpointStore.save`."""
         fate = self._script("checkpoint")
         if fate == "crash before":
@@ -181,7 +181,7 @@ class MemoryStore:
             raise StoreUnusable("the script says: refused")
         if offset > self._log.committed.get(partition, -1):
             raise AssertionError(f"no commit covers offset {offset} of partition {partition}")
-        self._log.checkpoints[partition, offset] = data
+        self._log.checkpoints[partition, offset] = bytes(data)
         if fate == "crash after":
             raise Crash
 
@@ -189,6 +189,6 @@ class MemoryStore:
         """As `CheckpointStore.offsets`."""
         return sorted((o for p, o in self._log.checkpoints if p == partition), reverse=True)
 
-    def load(self, partition: int, offset: int) -> bytes:
+    def load(self, partition: int, offset: int) -> bytearray:
         """As `CheckpointStore.load`."""
-        return self._log.checkpoints[partition, offset]
+        return bytearray(self._log.checkpoints[partition, offset])

@@ -1,8 +1,8 @@
 """One checkpoint at a time, written beside the loop.
 
     loop     begin ──▶ polls, advances, commits ... ──▶ outcome
-                └▶ encode · store.save ─────────────────▲
-                   background
+             copies └▶ store.save ──────────────────────▲
+                       background
 
 A store may be slow, or hang for ever, and the loop must not: a member that does not poll is put out
 of its group. So the loop hands over a copy of a shard and goes on. There is never a second write
@@ -13,7 +13,6 @@ piles up, and the memory it takes is that of one shard.
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from threading import Thread
 
 from stream_forecaster.checkpoint import Checkpoint, Store, encode
@@ -71,21 +70,29 @@ class Saver:
         return None if self._future is None else self._now_s() - self._begun_s
 
     def begin(self, checkpoint: Checkpoint, *, expects_earlier: bool) -> None:
-        """Begin to write.
+        """Copy the checkpoint, and begin to write it.
 
         Args:
-            checkpoint: must not change any more.
+            checkpoint: may change when this has returned.
             expects_earlier: earlier ones of the partition should be in the store.
 
         Raises:
             ValueError: a write is under way, or its outcome has not been asked for.
+            MemoryError: there is none for the copy.
         """
         if self._future is not None:
             raise ValueError("a checkpoint is being written")
-        self._future, self._begun_s = Future(), self._now_s()
-        self._background(
-            partial(self._work, self._future, checkpoint, expects_earlier=expects_earlier)
-        )
+        begun_s, data, future = self._now_s(), encode(checkpoint), Future[Outcome]()
+        partition, offset = checkpoint.partition, checkpoint.offset
+        self._begun_s, self._future = begun_s, future
+
+        def work() -> None:
+            try:
+                future.set_result(self._write(partition, offset, data, expects_earlier))
+            except Exception as error:  # noqa: BLE001  (a bug, for the loop to die of)
+                future.set_exception(error)
+
+        self._background(work)
 
     def outcome(self, wait_s: float = 0.0) -> Outcome | None:
         """What came of the write, once; None while it goes on, or if there is none.
@@ -102,21 +109,18 @@ class Saver:
         self._future = None
         return outcome
 
-    def _work(
-        self, future: Future[Outcome], checkpoint: Checkpoint, *, expects_earlier: bool
-    ) -> None:
-        try:
-            future.set_result(self._write(checkpoint, expects_earlier=expects_earlier))
-        except Exception as error:  # noqa: BLE001  (a bug, for the loop to die of)
-            future.set_exception(error)
-
-    def _write(self, checkpoint: Checkpoint, *, expects_earlier: bool) -> Outcome:
-        partition, offset = checkpoint.partition, checkpoint.offset
+    def _write(
+        self,
+        partition: int,
+        offset: int,
+        data: bytearray,
+        expects_earlier: bool,  # noqa: FBT001
+    ) -> Outcome:
         error: StoreUnusable | None = None
         vanished = False
         try:
             vanished = expects_earlier and not self._store.offsets(partition)
-            self._store.save(partition, offset, encode(checkpoint))
+            self._store.save(partition, offset, data)
         except StoreUnusable as fault:
             error = fault
         except MemoryError as fault:

@@ -98,7 +98,7 @@ class CheckpointStore:
         if found != content:
             raise StoreUnusable(self._message("write to", "it does not return what was written"))
 
-    def save(self, partition: int, offset: int, data: bytes) -> None:
+    def save(self, partition: int, offset: int, data: bytes | bytearray) -> None:
         """Store a checkpoint, then delete what it makes superfluous.
 
         Called after the commit that covers `offset`. When it returns, the checkpoint survives a
@@ -142,24 +142,24 @@ class CheckpointStore:
         with self._explained("list"):
             return self._offsets(self._folder(partition))
 
-    def load(self, partition: int, offset: int) -> bytes:
-        """The bytes saved for `offset`.
+    def load(self, partition: int, offset: int) -> bytearray:
+        """The bytes saved for `offset`; the caller's own.
 
         Raises:
             StoreUnusable: it cannot be read, or another process has pruned it since it was listed.
         """
         with self._explained("read from"):
-            data: bytes = self._fs.cat_file(f"{self._folder(partition)}/{_name(offset)}")
-            return data
+            path = f"{self._folder(partition)}/{_name(offset)}"
+            return _read(Path(path)) if self._local else bytearray(self._fs.cat_file(path))
 
     def _folder(self, partition: int) -> str:
         return f"{self._root}/{partition:05d}"
 
-    def _write(self, path: str, data: bytes) -> None:
+    def _write(self, path: str, data: bytes | bytearray) -> None:
         if self._local:
             _write_durably(Path(path), data)
         else:
-            self._fs.pipe_file(path, data)
+            self._fs.pipe_file(path, bytes(data))  # what else a driver takes is its own affair
 
     def _offsets(self, folder: str) -> list[int]:
         found = map(_NAME.fullmatch, self._names(folder))
@@ -233,7 +233,18 @@ def _folder_name(pipeline: str) -> str:
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def _read(path: Path) -> bytearray:
+    with path.open("rb", buffering=0) as stream:
+        data = bytearray(os.fstat(stream.fileno()).st_size)
+        filled, rest = 0, memoryview(data)
+        while count := stream.readinto(rest[filled:]):
+            filled += count
+    del rest
+    del data[filled:]
+    return data
+
+
+def _write_durably(path: Path, data: bytes | bytearray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, descriptor = _create_locked(path)
     try:

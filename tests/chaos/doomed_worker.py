@@ -172,12 +172,12 @@ class DoomedTransport(kafka.KafkaTransport):
 class DoomedStore(store.CheckpointStore):
     """The real store, with death while it writes, and soon after it was read."""
 
-    def save(self, partition: int, offset: int, data: bytes) -> None:
+    def save(self, partition: int, offset: int, data: bytes | bytearray) -> None:
         """As the store's."""
         doom.soon("during checkpoint")
         super().save(partition, offset, data)
 
-    def load(self, partition: int, offset: int) -> bytes:
+    def load(self, partition: int, offset: int) -> bytearray:
         """As the store's."""
         data = super().load(partition, offset)
         doom.at_replay()

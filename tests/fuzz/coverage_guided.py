@@ -98,8 +98,11 @@ SEEDS: dict[str, list[bytes]] = {
         b"output.quantiles = [0.1, 0.9]\fKAFKA__SESSION_TIMEOUT=10s",
     ],
     "checkpoint": [
-        archive.pack(
-            {"partition": 0, "offset": 1, "log_id": "", "settings": {"a": 1}}, {"a": np.arange(3)}
+        bytes(
+            archive.pack(
+                {"partition": 0, "offset": 1, "log_id": "", "settings": {"a": 1}},
+                {"a": np.arange(3)},
+            )
         )
     ],
     "frame": [
