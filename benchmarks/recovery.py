@@ -18,22 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from brokers import Served, create_topic, most_real, most_real_broker
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from brokers import most_real, most_real_broker
 from rich.console import Console
 from rich.table import Table
 
-from stream_forecaster.config import from_assignments, parse
-from stream_forecaster.edge.topics import create_topics
+from benchmarks.live.pipeline import START_MS, Pipeline
 
-_START_MS = 1_767_571_200_000
 _TOUCHED = 1_000
 """Keys that move before each start."""
-_PATIENCE_S = 600.0
+_ENDS_WITHIN_S = 120.0
 _IMPORTS = """\
 from stream_forecaster import cli, compiled
 from stream_forecaster.config import parse
@@ -46,77 +41,10 @@ learner_for(parse({}), 0)
 """All that `run` loads before it joins its group."""
 
 
-class Pipeline:
-    """One topic, and workers over it.
-
-    Args:
-        served: the broker.
-        directory: for checkpoints and logs.
-        partitions: of the topic.
-        profile: `model.profile`.
-    """
-
-    def __init__(self, served: Served, directory: Path, partitions: int, profile: str) -> None:
-        self._topic, self._partitions = create_topic(served, partitions), partitions
-        self._log = directory / "worker.log"
-        settings = {
-            "kafka.bootstrap_servers": served.bootstrap,
-            "kafka.group_id": self._topic,
-            "input.topic": self._topic,
-            "output.topic": f"{self._topic}.forecasts",
-            "output.dead_letter_topic": f"{self._topic}.dead",
-            "model.profile": profile,
-            "state.checkpoint_url": f"file://{directory}/checkpoints",
-            "http.port": "0",
-        }
-        assignments = [f"{name}={value}" for name, value in settings.items()]
-        create_topics(parse(from_assignments(assignments)), partitions)
-        self._command = [sys.executable, "-m", "stream_forecaster", "run"]
-        self._command += [word for assignment in assignments for word in ("--set", assignment)]
-        client = {"bootstrap.servers": served.bootstrap, "log_level": 0}
-        self._producer = Producer({**client, "linger.ms": 20})
-        self._watcher = Consumer({**client, "group.id": self._topic, "enable.auto.commit": False})
-        self._sent = [0] * partitions
-
-    def send(self, keys: range, at_ms: int) -> None:
-        """One event of each key."""
-        for key in keys:
-            partition = key % self._partitions
-            value = b'{"user_id":"u%06d","ts":%d}' % (key, at_ms)
-            self._producer.produce(self._topic, value, partition=partition)
-            self._sent[partition] += 1
-            if key % 1_000 == 0:
-                self._producer.poll(0)
-        self._producer.flush()
-
-    @contextmanager
-    def worker(self) -> Iterator["subprocess.Popen[bytes]"]:
-        """A worker; killed in the end, if it still lives."""
-        with self._log.open("wb") as log:
-            process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-    def wait(self, process: "subprocess.Popen[bytes]") -> None:
-        """Until the group's offsets cover all that was sent."""
-        asked = [TopicPartition(self._topic, p) for p in range(self._partitions)]
-        deadline_s = time.monotonic() + _PATIENCE_S
-        while True:
-            with suppress(KafkaException):  # before the group has a coordinator
-                found = self._watcher.committed(asked, timeout=10)
-                if [place.offset for place in found] == self._sent:
-                    return
-            if process.poll() is not None or time.monotonic() > deadline_s:
-                raise SystemExit(f"the worker did not get there:\n{self._log.read_text()[-3000:]}")
-            time.sleep(0.01)
-
-    def sources(self) -> set[str]:
-        """Where the last worker had the state of its partitions from."""
-        events = map(json.loads, self._log.read_text().splitlines())
-        return {e["recovered_from"] for e in events if e["event"] == "partition_assigned"}
+def sources(log: str) -> set[str]:
+    """Where a worker had the state of its partitions from."""
+    events = map(json.loads, log.splitlines())
+    return {e["recovered_from"] for e in events if e["event"] == "partition_assigned"}
 
 
 def seconds_of_imports() -> float:
@@ -137,27 +65,33 @@ def main() -> None:
     table = Table("", "seconds", title=f"{options.keys:,} keys, {most_real()}")
     with tempfile.TemporaryDirectory() as name, most_real_broker() as served:
         directory = Path(name)
-        pipeline = Pipeline(served, directory, options.partitions, options.profile)
+        pipeline = Pipeline(
+            served, directory, options.partitions, {"model.profile": options.profile}
+        )
         for minute in range(3):
-            pipeline.send(range(options.keys), _START_MS + 60_000 * minute)
+            for key in range(options.keys):
+                pipeline.send(key, START_MS + 60_000 * minute)
+        pipeline.flush()
         print(f"a first worker hears {options.keys:,} keys ...", file=sys.stderr)
         with pipeline.worker() as process:
             pipeline.wait(process)
             process.send_signal(signal.SIGTERM)
-            if process.wait(_PATIENCE_S):
+            if process.wait(_ENDS_WITHIN_S):
                 raise SystemExit(f"the first worker ended with {process.returncode}")
         size = sum(f.stat().st_size for f in directory.rglob("*.ckpt"))
         whole_s, imports_s = [], []
         for turn in range(options.rounds):
             print(f"round {turn + 1}/{options.rounds}", file=sys.stderr)
             imports_s.append(seconds_of_imports())
-            pipeline.send(range(_TOUCHED), _START_MS + 121_000 + turn)
+            for key in range(_TOUCHED):
+                pipeline.send(key, START_MS + 121_000 + turn)
+            pipeline.flush()
             begin_s = time.perf_counter()
             with pipeline.worker() as process:
                 pipeline.wait(process)
                 whole_s.append(time.perf_counter() - begin_s)
-            if pipeline.sources() != {"checkpoint"}:
-                raise SystemExit(f"state came from {pipeline.sources()}, not from checkpoints")
+            if (found := sources(pipeline.log())) != {"checkpoint"}:
+                raise SystemExit(f"state came from {found}, not from checkpoints")
     whole, imports = statistics.median(whole_s), statistics.median(imports_s)
     table.add_row("from start to first committed turn", f"{whole:.2f}")
     table.add_row("imports", f"{imports:.2f}")
