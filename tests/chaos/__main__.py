@@ -51,7 +51,8 @@ def _plan(options: argparse.Namespace) -> Plan:
     minutes = options.seconds / 60
     if options.mistake:
         to_find = {"self_stops": 0.3, **_TO_FIND[options.mistake]}
-        return Plan(options.seconds, options.seed, mistake=options.mistake, partitions=4, **to_find)
+        mistake = "" if options.control else options.mistake
+        return Plan(options.seconds, options.seed, mistake=mistake, partitions=4, **to_find)
     return Plan(
         seconds=options.seconds,
         seed=options.seed,
@@ -81,6 +82,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=5)
     parser.add_argument("--partitions", type=int, default=8)
     parser.add_argument("--mistake", default="", choices=_TO_FIND, help="to be found, not flawless")
+    parser.add_argument("--control", action="store_true", help="all for the mistake, but not it")
     options = parser.parse_args()
     plan, faults, console = _plan(options), Faults(options.seed), Console()
     home = None if options.embedded else kafka_home()
