@@ -40,6 +40,8 @@ REQUESTS = (
 _LONGEST_DELAY_S = 1.0
 _ANSWER_WITHIN_S = 0.05
 """How long after a request its answer is lost, if it is to be."""
+_NEVER_S = 1e6
+"""Until forecasts are compacted: all of them are to be counted."""
 _LENGTH = struct.Struct(">i")
 _API = struct.Struct(">h")
 
@@ -166,7 +168,7 @@ the node is let in."""
 def served(home: Path | None, directory: Path, faults: Faults) -> Iterator[Served]:
     """Apache Kafka behind a proxy, or the embedded broker with hooks: requests can fail on both."""
     if home is None:
-        with Broker() as broker:
+        with Broker(clean_interval_s=_NEVER_S) as broker:
             faults.hook(broker)
             yield broker
         return
