@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled
+from stream_forecaster.compiled import compiled, part_of_loops
 
 _shapes = st.tuples(st.integers(0, 5), st.integers(0, 5))
 _values = npst.arrays(np.float64, _shapes, elements=st.floats(-1e300, 1e300))
@@ -42,6 +42,31 @@ def test_a_loop_is_its_array_expression(
     out = np.empty(values.shape)
     _fill(laid_out[layout], 2.0, column, is_negative, out)
     np.testing.assert_array_equal(out, values[:, column] * (-2.0 if is_negative else 2.0))
+
+
+@part_of_loops
+def _first_not(letters: NDArray[np.uint8], begin: int, letter: int) -> int:
+    while begin < len(letters) and letters[begin] == letter:
+        begin += 1
+    return begin
+
+
+@compiled("u1:1! u1 > = i8")
+def _runs(letters: NDArray[np.uint8], letter: int) -> int:
+    """How many runs of a letter there are."""
+    found = at = 0
+    while at < len(letters):
+        end = _first_not(letters, at, letter)
+        found += end > at
+        at = end + 1
+    return found
+
+
+@given(letters=st.text("ab", max_size=20))
+def test_a_loop_calls_its_parts_and_returns(letters: str) -> None:
+    """And reads bytes that nobody may write to."""
+    data = np.frombuffer(letters.encode(), np.uint8)
+    assert _runs(data, ord("a")) == len(letters.replace("b", " ").split())
 
 
 def test_what_is_written_to_has_to_be_contiguous() -> None:
