@@ -14,7 +14,7 @@ forgets that key; one without a time (-1) does only this.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from stream_forecaster.calendar import EARLIEST_MS, LATEST_MS, Calendar
 from stream_forecaster.config import Input
-from stream_forecaster.records import Headers, Records
+from stream_forecaster.records import BytesColumn, Headers, Records
 
 LARGEST_VALUE = 1e15
 """Larger magnitudes are rejected: their squares would not survive single precision."""
@@ -79,27 +79,28 @@ class Events:
         row: (N,) int64, each event's row in the records it was decoded from.
         time_ms: (N,) int64, event time, epoch ms; `UNTIMED_MS` only of heartbeats.
         value: (N,) float64; 1 where events are counted.
-        key: (N,) bytes; None marks a heartbeat.
+        key: (N,) strings; null marks a heartbeat.
     """
 
     row: NDArray[np.int64]
     time_ms: NDArray[np.int64]
     value: NDArray[np.float64]
-    key: Sequence[bytes | None]
+    key: BytesColumn
 
     def __len__(self) -> int:
         return len(self.row)
 
     def take(self, rows: NDArray[np.int64]) -> "Events":
         """The events at positions `rows` (B,), in that order."""
-        keys = [self.key[i] for i in rows.tolist()]
-        return Events(self.row[rows], self.time_ms[rows], self.value[rows], keys)
+        return Events(self.row[rows], self.time_ms[rows], self.value[rows], self.key.take(rows))
 
 
 UNTIMED_MS = -1
 """The time of a heartbeat that has none, a mere tombstone; before every other time."""
 
-_NO_EVENTS = Events(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), [])
+_NO_EVENTS = Events(
+    np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), BytesColumn.of([])
+)
 
 
 class _Bad(Exception):
@@ -114,8 +115,9 @@ class EventDecoder:
 
     >>> decode = EventDecoder(Input(), Calendar("UTC"))
     >>> one = np.array([7]), np.array([1_700_000_000_000])
-    >>> events, _ = decode(Records(0, *one, [None], [b'{"user_id": "ann", "ts": 1700000000}'], 8))
-    >>> events.key, events.time_ms.tolist(), events.value.tolist()
+    >>> said = BytesColumn.of([None]), BytesColumn.of([b'{"user_id": "ann", "ts": 1700000000}'])
+    >>> events, _ = decode(Records(0, *one, *said, 8))
+    >>> list(events.key), events.time_ms.tolist(), events.value.tolist()
     ([b'ann'], [1700000000000], [1.0])
     """
 
@@ -162,7 +164,7 @@ class EventDecoder:
             np.array(row, np.int64),
             np.array(times, np.int64),
             np.array(values, np.float64),
-            list(keys),
+            BytesColumn.of(keys),
         )
         return events, rejects
 
@@ -201,13 +203,13 @@ class EventDecoder:
             else:
                 index.append(i)
         row = np.array(index, np.int64)
-        keys = [plain.key.encode("utf-8", "surrogatepass") for plain in rows]
+        keys = BytesColumn.of(plain.key.encode("utf-8", "surrogatepass") for plain in rows)
         time_ms = self._numbers_ms(np.array([plain.time for plain in rows], np.float64))
         values = np.array([plain.value for plain in rows]) if settings.value else np.ones(len(row))
         broker_ms = records.time_ms[row]
         fit = (time_ms <= LATEST_MS - 1) & (np.abs(values) <= LARGEST_VALUE)
         fit &= (broker_ms < 0) | (np.rint(time_ms) <= broker_ms + settings.max_ahead_ms)
-        fit &= np.fromiter(map(len, keys), np.int64, len(keys)) <= settings.max_key_bytes
+        fit &= keys.size <= settings.max_key_bytes
         whole_ms = np.rint(np.where(fit, time_ms, 0)).astype(np.int64)
         events = Events(row, whole_ms, values.astype(np.float64), keys)
         if not fit.all():
@@ -320,7 +322,7 @@ def _merged(a: Events, b: Events) -> Events:
         np.concatenate([a.row, b.row]),
         np.concatenate([a.time_ms, b.time_ms]),
         np.concatenate([a.value, b.value]),
-        [*a.key, *b.key],
+        BytesColumn.joined([a.key, b.key]),
     )
     return both.take(np.argsort(both.row))
 

@@ -7,15 +7,105 @@ An *offset* always means the next record to read, never the last one read, excep
 `Records.offset`, which holds the records' own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
+
+from stream_forecaster.compiled import compiled
 
 Headers = tuple[tuple[str, bytes | None], ...]
 """A record's headers, in order; names may repeat, and a value may be null."""
+
+
+class BytesColumn(Sequence[bytes | None]):
+    """Byte strings of one buffer as a column (N,), null among them.
+
+    A sequence like any other, except that loops which are compiled need not make an object of each
+    string. Parts of a column are views: they share its buffer, and keep it.
+
+    Attributes:
+        data: (bytes,) uint8, the buffer; there may be more in it than the column's own.
+        start: (N,) int64, where in it each string begins.
+        size: (N,) int64, how long it is; -1 is null.
+
+    >>> names = BytesColumn.of([b"ann", None, b""])
+    >>> names.size.tolist(), names[0], list(names.take(np.array([2, 1])))
+    ([3, -1, 0], b'ann', [b'', None])
+    """
+
+    __slots__ = ("data", "size", "start")
+
+    def __init__(
+        self, data: NDArray[np.uint8], start: NDArray[np.int64], size: NDArray[np.int64]
+    ) -> None:
+        self.data, self.start, self.size = data, start, size
+
+    @classmethod
+    def of(cls, strings: Iterable[bytes | None]) -> "BytesColumn":
+        """A column of a buffer of its own."""
+        if isinstance(strings, BytesColumn):
+            return cls(strings.data, strings.start, strings.size)
+        listed = list(strings)
+        size = np.array([-1 if string is None else len(string) for string in listed], np.int64)
+        data = np.frombuffer(b"".join(filter(None, listed)), np.uint8)
+        return cls(data, _starts(size), size)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[BytesColumn]") -> "BytesColumn":
+        """One column of several; of one buffer it stays, of several they are copied into one."""
+        base, data = np.zeros(len(parts), np.int64), parts[0].data
+        if any(part.data is not data for part in parts):
+            base, data = (
+                _starts(np.array([len(part.data) for part in parts])),
+                np.concatenate([part.data for part in parts]),
+            )
+        start = [part.start + moved for part, moved in zip(parts, base.tolist(), strict=True)]
+        return cls(data, np.concatenate(start), np.concatenate([part.size for part in parts]))
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> "BytesColumn":
+        """The strings in `rows` (B,), in that order."""
+        return BytesColumn(self.data, self.start[rows], self.size[rows])
+
+    def packed(self) -> "BytesColumn":
+        """The same strings one after the other in a buffer that holds nothing else."""
+        start = _starts(self.size)
+        data = np.empty(int(np.maximum(self.size, 0).sum()), np.uint8)
+        _pack(self.data, self.start, self.size, data)
+        return BytesColumn(data, start, self.size)
+
+    @override
+    def __len__(self) -> int:
+        return len(self.size)
+
+    @overload
+    def __getitem__(self, row: int) -> bytes | None: ...
+    @overload
+    def __getitem__(self, row: slice) -> "BytesColumn": ...
+    @override
+    def __getitem__(self, row: int | slice) -> "bytes | BytesColumn | None":
+        if isinstance(row, slice):
+            return self.take(row)
+        size, start = int(self.size[row]), int(self.start[row])
+        return None if size < 0 else self.data[start : start + size].tobytes()
+
+    @override
+    def __iter__(self) -> Iterator[bytes | None]:
+        view = self.data.data
+        for start, size in zip(self.start.tolist(), self.size.tolist(), strict=True):
+            yield None if size < 0 else bytes(view[start : start + size])
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of lists
+
+    def __repr__(self) -> str:
+        return f"BytesColumn.of({list(self)!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +126,8 @@ class Records:
     partition: int
     offset: NDArray[np.int64]
     time_ms: NDArray[np.int64]
-    key: Sequence[bytes | None]
-    value: Sequence[bytes | None]
+    key: BytesColumn
+    value: BytesColumn
     next_offset: int
     headers: Mapping[int, Headers] = field(default_factory=dict)
 
@@ -63,8 +153,8 @@ class Records:
             self.partition,
             self.offset[i:j],
             self.time_ms[i:j],
-            self.key[i:j],
-            self.value[i:j],
+            self.key.take(np.s_[i:j]),
+            self.value.take(np.s_[i:j]),
             next_offset,
             self.headers,
         )
@@ -154,3 +244,27 @@ class Transport(Protocol):
     def close(self) -> None:
         """Leave the group and let go of everything. Never raises; safe to call twice."""
         ...
+
+
+# -- columns of bytes ------------------------------------------------------------------------------
+
+
+def _starts(size: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where strings of these sizes begin, one after the other; a null takes no room."""
+    end: NDArray[np.int64] = np.cumsum(np.maximum(size, 0))
+    return end - np.maximum(size, 0)
+
+
+@compiled("u1:1! i8:1 i8:1 > u1:1")
+def _pack(
+    data: NDArray[np.uint8],
+    start: NDArray[np.int64],
+    size: NDArray[np.int64],
+    out: NDArray[np.uint8],
+) -> None:
+    """Copy strings one after the other."""
+    at = 0
+    for i in range(len(start)):
+        for byte in range(size[i]):
+            out[at] = data[start[i] + byte]
+            at += 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.forecasts import Encoder
-from stream_forecaster.records import Message, Records
+from stream_forecaster.records import BytesColumn, Message, Records
 from stream_forecaster.shard import Shard, Turn
 from stream_forecaster.weights import Weights
 
@@ -124,8 +124,8 @@ def block(log: Sequence[Row], begin: int = 0, end: int | None = None) -> Records
         0,
         np.arange(begin, end),
         np.array([time_ms for _, _, time_ms in part], np.int64),
-        [key for key, _, _ in part],
-        [value for _, value, _ in part],
+        BytesColumn.of(key for key, _, _ in part),
+        BytesColumn.of(value for _, value, _ in part),
         end,
     )
 

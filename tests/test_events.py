@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stream_forecaster.calendar import LATEST_MS, Calendar
 from stream_forecaster.config import parse
 from stream_forecaster.events import UNTIMED_MS, EventDecoder, Events, Reason, Reject
-from stream_forecaster.records import Records
+from stream_forecaster.records import BytesColumn, Records
 
 NOW_MS = 1_767_312_000_123
 
@@ -35,7 +35,14 @@ def decode(
 ) -> tuple[Events, list[Reject]]:
     """One record under these `[input]` settings."""
     data = json.dumps(value).encode() if isinstance(value, dict) else value
-    records = Records(3, np.array([70]), np.array([broker_ms]), [record_key], [data], 71)
+    records = Records(
+        3,
+        np.array([70]),
+        np.array([broker_ms]),
+        BytesColumn.of([record_key]),
+        BytesColumn.of([data]),
+        71,
+    )
     return _decoder(json.dumps(fields))(records)
 
 
@@ -276,14 +283,14 @@ def test_too_large() -> None:
 def test_a_null_value_is_a_heartbeat() -> None:
     """It has no key and the record's own time; without one it says nothing."""
     events, rejects = decode(None, record_key=b"whatever")
-    assert (events.key, events.time_ms.tolist(), rejects) == ([None], [NOW_MS], [])
+    assert (list(events.key), events.time_ms.tolist(), rejects) == ([None], [NOW_MS], [])
     assert reason(None, broker_ms=-1) is Reason.BAD_TIME
 
 
 def test_a_tombstone_needs_no_time() -> None:
     """With a key a null value has something to say even so; the key is not an event's."""
     events, rejects = decode(None, record_key=b"ann", broker_ms=-1)
-    assert (events.key, events.time_ms.tolist(), rejects) == ([None], [UNTIMED_MS], [])
+    assert (list(events.key), events.time_ms.tolist(), rejects) == ([None], [UNTIMED_MS], [])
     assert reason(None, record_key=b"", broker_ms=-1) is Reason.BAD_TIME
 
 
@@ -307,7 +314,9 @@ def test_events_and_rejects_keep_their_order_and_rows() -> None:
     """Each row of a block comes out once."""
     rows = [b'{"user_id":"a"}', b"junk", None, b"{}", b'{"user_id":"b"}']
     offsets = np.array([5, 7, 8, 11, 12])
-    records = Records(0, offsets, np.full(5, NOW_MS), [None] * 5, rows, 13)
+    records = Records(
+        0, offsets, np.full(5, NOW_MS), BytesColumn.of([None] * 5), BytesColumn.of(rows), 13
+    )
     events, rejects = _decoder("{}")(records)
     assert events.row.tolist() == [0, 2, 4]
     assert events.key == [b"a", None, b"b"]

@@ -295,7 +295,7 @@ from pathlib import Path
 import numpy as np
 from stream_forecaster import config
 from stream_forecaster.calendar import Calendar
-from stream_forecaster.records import Records
+from stream_forecaster.records import BytesColumn, Records
 from stream_forecaster.shard import Shard
 
 settings = config.parse(json.loads(sys.argv[1]))
@@ -306,7 +306,8 @@ for i in range(0, keys, n):
     time_ms = 1_767_312_000_000 + np.linspace(i / n, i / n + 1, n).astype(float) * 120_000
     names = rng.integers(0, 2**63, n).tolist()
     value = [b'{"user_id":"%x","ts":%d}' % row for row in zip(names, time_ms.tolist())]
-    records = Records(0, np.arange(i, i + n), time_ms.astype(np.int64), [None] * n, value, i + n)
+    columns = BytesColumn.of([None] * n), BytesColumn.of(value)
+    records = Records(0, np.arange(i, i + n), time_ms.astype(np.int64), *columns, i + n)
     while len(records):
         shed += len(shard.advance(records, most=settings.output.max_pending).shed)
         records = records.split(shard.offset)[1]

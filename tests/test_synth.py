@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
 from stream_forecaster.config import Input
 from stream_forecaster.events import EventDecoder, Reason
-from stream_forecaster.records import Records
+from stream_forecaster.records import BytesColumn, Records
 from stream_forecaster.synth import PERSONAS, Population, SyntheticEvent
 
 MONDAY_MS = 1_767_571_200_000
@@ -83,7 +83,9 @@ def test_good_events_are_within_the_allowed_lateness(week: list[SyntheticEvent])
 def test_every_fault_is_rejected_for_its_reason(week: list[SyntheticEvent]) -> None:
     """The decoder agrees with what each event says of itself; lateness is judged by windows."""
     arrival_ms = np.array([e.arrival_ms for e in week])
-    keys, values = [e.key for e in week], [e.value for e in week]
+    keys, values = (
+        BytesColumn.of(column) for column in zip(*((e.key, e.value) for e in week), strict=True)
+    )
     records = Records(0, np.arange(len(week)), arrival_ms, keys, values, len(week))
 
     events, rejects = EventDecoder(Input(), Calendar("UTC"))(records)

@@ -26,7 +26,7 @@ import numpy as np
 from stream_forecaster.config import Input
 from stream_forecaster.errors import ConfigError
 from stream_forecaster.events import EventDecoder
-from stream_forecaster.records import Message, Records
+from stream_forecaster.records import BytesColumn, Message, Records
 
 STDIN = "-"
 
@@ -206,7 +206,8 @@ class _Spread:
 
 def _records(partition: int, offset: int, keys: list[bytes | None], values: list[bytes]) -> Records:
     end = offset + len(values)
-    return Records(partition, np.arange(offset, end), np.full(len(values), -1), keys, values, end)
+    columns = BytesColumn.of(keys), BytesColumn.of(values)
+    return Records(partition, np.arange(offset, end), np.full(len(values), -1), *columns, end)
 
 
 def _blocks(values: Iterator[bytes], spread: _Spread, block_records: int) -> Iterator[Records]:

@@ -64,7 +64,7 @@ from stream_forecaster.edge.publisher import Publisher
 from stream_forecaster.edge.refusals import refusal
 from stream_forecaster.edge.topics import require_topics
 from stream_forecaster.errors import CheckpointTooOld, CommitFailed, StateError, TransportError
-from stream_forecaster.records import Message, Poll, Records
+from stream_forecaster.records import BytesColumn, Message, Poll, Records
 
 _AWAY_AFTER_S = 1.0
 """A reconnect takes less; more without any connection is an outage."""
@@ -392,8 +392,8 @@ def _columns(partition: int, records: Sequence[Any], next_offset: int) -> Record
         partition=partition,
         offset=np.fromiter(map(attrgetter("offset"), records), np.int64, n),
         time_ms=np.fromiter(map(attrgetter("timestamp"), records), np.int64, n),
-        key=list(map(attrgetter("key"), records)),
-        value=list(map(attrgetter("value"), records)),
+        key=BytesColumn.of(map(attrgetter("key"), records)),
+        value=BytesColumn.of(map(attrgetter("value"), records)),
         next_offset=next_offset,
         headers={r.offset: tuple(r.headers) for r in records if r.headers},
     )

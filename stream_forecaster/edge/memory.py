@@ -14,7 +14,7 @@ import numpy as np
 from typing_extensions import override
 
 from stream_forecaster.errors import CommitFailed, StoreUnusable
-from stream_forecaster.records import Message, Poll, Records, Transport
+from stream_forecaster.records import BytesColumn, Message, Poll, Records, Transport
 
 Point = Literal["poll", "commit", "checkpoint"]
 Fate = Literal["well", "crash before", "crash after", "refused", "in doubt", "rebalance"]
@@ -160,8 +160,8 @@ class MemoryTransport(Transport):
             partition,
             np.arange(begin, begin + len(rows)),
             np.array([row.time_ms for row in rows], np.int64),
-            [row.key for row in rows],
-            [row.value for row in rows],
+            BytesColumn.of(row.key for row in rows),
+            BytesColumn.of(row.value for row in rows),
             begin + len(rows),
         )
 

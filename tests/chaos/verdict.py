@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.forecasts import Encoder
-from stream_forecaster.records import Records
+from stream_forecaster.records import BytesColumn, Records
 from stream_forecaster.shard import Shard
 
 
@@ -150,7 +150,7 @@ def _columns(partition: int, rows: list[Any]) -> Records:
         partition,
         np.array([row.offset() for row in rows], np.int64),
         np.array([row.timestamp()[1] for row in rows], np.int64),
-        [row.key() for row in rows],
-        [row.value() for row in rows],
+        BytesColumn.of(row.key() for row in rows),
+        BytesColumn.of(row.value() for row in rows),
         len(rows),
     )

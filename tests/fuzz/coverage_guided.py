@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["stream_forecaster", "kafka", "tomllib"
     from stream_forecaster.edge.broker.dispatch import MalformedRequest
     from stream_forecaster.errors import ConfigError, StateError
     from stream_forecaster.events import EventDecoder
-    from stream_forecaster.records import Records
+    from stream_forecaster.records import BytesColumn, Records
 
 _INPUTS = [
     {},
@@ -45,9 +45,8 @@ def decoder(data: bytes) -> None:
     """Any bytes are an event or a reject, alone as among others."""
     decode = _DECODERS[data[0] % len(_DECODERS)] if data else _DECODERS[0]
     value = data[1:]
-    records = Records(
-        0, np.arange(2), np.array([-1, 1_767_312_000_000]), [value] * 2, [value] * 2, 2
-    )
+    column = BytesColumn.of([value] * 2)
+    records = Records(0, np.arange(2), np.array([-1, 1_767_312_000_000]), column, column, 2)
     together, rejects = decode(records)
     alone, alone_rejects = decode.one_by_one(records, range(2))
     assert len(together) + len(rejects) == 2
