@@ -7,8 +7,9 @@ An *offset* always means the next record to read, never the last one read, excep
 `Records.offset`, which holds the records' own.
 """
 
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, overload
 
 import numpy as np
@@ -146,6 +147,28 @@ class Records:
         i = int(np.searchsorted(self.offset, offset))
         return self._take(0, i, min(offset, self.next_offset)), self._take(
             i, len(self), self.next_offset
+        )
+
+    def first(self, n: int | None) -> "tuple[Records, Records]":
+        """Cut into the first `n` records and the others; None: all of them and none."""
+        if n is None or n >= len(self):
+            return self, self._take(len(self), len(self), self.next_offset)
+        return self.split(int(self.offset[n]))
+
+    @classmethod
+    def joined(cls, blocks: "Sequence[Records]", next_offset: int) -> "Records":
+        """Blocks of one partition, in offset order, as one."""
+        if len(blocks) == 1:
+            return replace(blocks[0], next_offset=next_offset)
+        headers = [block.headers for block in blocks if block.headers]
+        return cls(
+            blocks[0].partition,
+            np.concatenate([block.offset for block in blocks]),
+            np.concatenate([block.time_ms for block in blocks]),
+            BytesColumn.joined([block.key for block in blocks]),
+            BytesColumn.joined([block.value for block in blocks]),
+            next_offset,
+            ChainMap(*headers) if headers else {},  # type: ignore[arg-type]  # nobody writes to it
         )
 
     def _take(self, i: int, j: int, next_offset: int) -> "Records":

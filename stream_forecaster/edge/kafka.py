@@ -34,10 +34,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
-import numpy as np
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from kafka.errors import (
@@ -52,6 +50,7 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 from structlog.typing import FilteringBoundLogger
 
 from stream_forecaster.config import Settings
+from stream_forecaster.edge import columnar
 from stream_forecaster.edge.connection import (
     CALL_TIMEOUT_MS,
     Outage,
@@ -64,7 +63,7 @@ from stream_forecaster.edge.publisher import Publisher
 from stream_forecaster.edge.refusals import refusal
 from stream_forecaster.edge.topics import require_topics
 from stream_forecaster.errors import CheckpointTooOld, CommitFailed, StateError, TransportError
-from stream_forecaster.records import BytesColumn, Message, Poll, Records
+from stream_forecaster.records import Message, Poll, Records
 
 _AWAY_AFTER_S = 1.0
 """A reconnect takes less; more without any connection is an outage."""
@@ -122,6 +121,7 @@ class KafkaTransport:
             self._consumer = self._outage.ask(
                 lambda: open_client(KafkaConsumer, _consumer_config(settings, self._instance.name))
             )
+            columnar.install(self._consumer, logger)
             self._consumer.subscribe([self._topic], listener=self._rebalances)
             # Joining before the client knows the topic would assign nothing, and rebalance again.
             self.bounds(0)
@@ -330,7 +330,7 @@ class KafkaTransport:
             tp = self._tp(partition)
             next_offset = self._consumer.position(tp, timeout_ms=0)
             if next_offset > position:
-                blocks.append(_columns(partition, fetched.get(tp, ()), next_offset))
+                blocks.append(columnar.columns(partition, fetched.get(tp, ()), next_offset))
                 self._position[partition] = next_offset
         return tuple(blocks)
 
@@ -384,19 +384,6 @@ class _RebalanceLog(ConsumerRebalanceListener):  # type: ignore[misc]  # the lib
     def drain(self) -> list[tuple[bool, set[int]]]:
         """All notes since the last call: (assigned?, partitions)."""
         return [self._log.popleft() for _ in range(len(self._log))]
-
-
-def _columns(partition: int, records: Sequence[Any], next_offset: int) -> Records:
-    n = len(records)
-    return Records(
-        partition=partition,
-        offset=np.fromiter(map(attrgetter("offset"), records), np.int64, n),
-        time_ms=np.fromiter(map(attrgetter("timestamp"), records), np.int64, n),
-        key=BytesColumn.of(map(attrgetter("key"), records)),
-        value=BytesColumn.of(map(attrgetter("value"), records)),
-        next_offset=next_offset,
-        headers={r.offset: tuple(r.headers) for r in records if r.headers},
-    )
 
 
 def _consumer_config(settings: Settings, instance: str) -> dict[str, Any]:

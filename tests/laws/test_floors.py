@@ -73,6 +73,7 @@ LIST = (
     "edge.refusals",
     "edge.connection",
     "edge.topics",
+    "edge.record_batches",
     "edge.columnar",
     "edge.publisher",
     "edge.redelivery",
