@@ -3,10 +3,10 @@
 The invariant: any bytes become an event or a reject, never an exception. A reject is a value with
 a reason; it travels with the forecasts and leaves through the same commit.
 
-Most events of most topics look alike: an object with a text key, a whole number for the time and a
-number for the value. Those are decoded straight into typed rows and checked together, as columns;
-whatever is not of that shape is decoded one by one, which says what is wrong with it or finds that
-nothing is. Both ways agree on every record.
+Most events of most topics look alike: a flat object with text or an integer for the key, and
+numbers for time and value. Those are read where they lie by one loop (`flat_json`) and checked
+together, as columns; whatever is not of that shape is decoded one by one, which says what is wrong
+with it or finds that nothing is. Both ways agree on every record.
 
 A null value is a heartbeat: it is no event, moves the watermark to the record's own time, and so
 keeps a quiet partition's clock going. If the record has a key it is a tombstone too, and the shard
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from stream_forecaster.calendar import EARLIEST_MS, LATEST_MS, Calendar
 from stream_forecaster.config import Input
+from stream_forecaster.flat_json import TIME, VALUE, Scan
 from stream_forecaster.records import BytesColumn, Headers, Records
 
 LARGEST_VALUE = 1e15
@@ -135,7 +136,7 @@ class EventDecoder:
         self._decode = msgspec.json.Decoder(row).decode
         self._time_ms = self._number_ms if settings.time_format != "rfc3339" else self._rfc3339_ms
         self._key_of = self._key_reader()
-        self._decode_plain = self._plain_decoder()
+        self._scan = self._plain_reader()
 
     def __call__(self, records: Records) -> tuple[Events, list[Reject]]:
         """Decode `records`; every row ends up in exactly one of the two results."""
@@ -168,62 +169,52 @@ class EventDecoder:
         )
         return events, rejects
 
-    def _plain_decoder(self) -> Callable[[bytes], Any] | None:
-        """A decoder of rows of the common shape, which fails for all others."""
+    def _plain_reader(self) -> Scan | None:
+        """What reads records of the common shape; None if the settings ask for more than that."""
         settings = self._settings
-        fields = [*settings.key, settings.time, *filter(None, [settings.value])]
-        if len(settings.key) != 1 or not settings.time or len(set(fields)) < len(fields):
+        fields = [*settings.key, *filter(None, (settings.time, settings.value))]
+        if len(settings.key) > 1 or len(set(fields)) < len(fields):
             return None
-        if settings.time_format == "rfc3339":
+        if settings.time and settings.time_format == "rfc3339":
             return None
-        key = Annotated[str, msgspec.Meta(min_length=1)]
-        time = Annotated[int, msgspec.Meta(ge=0, lt=_LARGEST_NUMBER)]
-        row = msgspec.defstruct(
-            "plain",
-            [("key", key), ("time", time), *([("value", float)] if settings.value else [])],
-            rename=dict(zip(("key", "time", "value"), fields, strict=False)),
-            gc=False,
-        )
-        return msgspec.json.Decoder(row).decode
+        key = settings.key[0] if settings.key else None
+        return Scan(key, settings.time or None, settings.value or None)
 
-    def _together(self, records: Records) -> tuple[Events, Iterable[int]]:
+    def _together(self, records: Records) -> tuple[Events, list[int]]:
         """Events of the rows of the common shape, and the numbers of all other rows."""
-        decode, settings = self._decode_plain, self._settings
-        if decode is None:
-            return _NO_EVENTS, range(len(records))
-        rows, index, others = [], [], []
-        for i, raw in enumerate(records.value):
-            if raw is None or len(raw) > settings.max_event_bytes:
-                others.append(i)
-                continue
-            try:
-                rows.append(decode(raw))
-            except (msgspec.MsgspecError, ValueError, RecursionError):
-                others.append(i)
-            else:
-                index.append(i)
-        row = np.array(index, np.int64)
-        keys = BytesColumn.of(plain.key.encode("utf-8", "surrogatepass") for plain in rows)
-        time_ms = self._numbers_ms(np.array([plain.time for plain in rows], np.float64))
-        values = np.array([plain.value for plain in rows]) if settings.value else np.ones(len(row))
-        broker_ms = records.time_ms[row]
-        fit = (time_ms <= LATEST_MS - 1) & (np.abs(values) <= LARGEST_VALUE)
-        fit &= (broker_ms < 0) | (np.rint(time_ms) <= broker_ms + settings.max_ahead_ms)
-        fit &= keys.size <= settings.max_key_bytes
-        whole_ms = np.rint(np.where(fit, time_ms, 0)).astype(np.int64)
-        events = Events(row, whole_ms, values.astype(np.float64), keys)
-        if not fit.all():
-            others = sorted([*others, *row[~fit].tolist()])
-            events = events.take(np.flatnonzero(fit))
-        return events, others
+        settings, size = self._settings, records.value.size
+        if self._scan is None:
+            return _NO_EVENTS, list(range(len(records)))
+        small = np.where(size <= settings.max_event_bytes, size, -1)
+        keys, numbers, fit = self._scan(BytesColumn(records.value.data, records.value.start, small))
+        time_ms = broker_ms = records.time_ms.astype(np.float64)
+        if not settings.key:
+            keys, fit = records.key, fit & (records.key.size > 0)
+        if settings.time:
+            time_ms = self._numbers_ms(numbers[TIME])
+            fit &= (broker_ms < 0) | (np.rint(time_ms) <= broker_ms + settings.max_ahead_ms)
+        fit &= (np.abs(numbers[VALUE]) <= LARGEST_VALUE) & (keys.size <= settings.max_key_bytes)
+        null = size < 0
+        time_ms = np.where(null, broker_ms, time_ms)
+        fit = (fit | null) & (time_ms >= EARLIEST_MS) & (time_ms <= LATEST_MS - 1)
+        forget = null & (broker_ms < 0) & (records.key.size > 0)
+        row = np.flatnonzero(fit | forget)
+        whole_ms = np.rint(np.where(forget, UNTIMED_MS, time_ms)[row]).astype(np.int64)
+        value = numbers[VALUE] if settings.value else np.ones(len(records))
+        key = BytesColumn(keys.data, keys.start, np.where(null, -1, keys.size))
+        events = Events(row, whole_ms, np.where(null, 0.0, value)[row], key.take(row))
+        return events, np.flatnonzero(~(fit | forget)).tolist()
 
     def _numbers_ms(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`_number_ms` for whole numbers from 0 to `_LARGEST_NUMBER`, as a column."""
+        """`_number_ms` of a column; infinite from `_LARGEST_NUMBER` on: there are no times."""
         unit_ms = _NUMBER_UNITS_MS.get(self._settings.time_format)
         if unit_ms is not None:
             return numbers * unit_ms
         limits, units_ms = np.array(_AUTO_UNITS_MS).T
-        scaled: NDArray[np.float64] = numbers * units_ms[np.searchsorted(limits, numbers, "right")]
+        numbers = np.where(numbers < _LARGEST_NUMBER, numbers, np.inf)
+        scaled: NDArray[np.float64] = (
+            numbers * np.append(units_ms, np.inf)[np.searchsorted(limits, numbers, "right")]
+        )
         return scaled
 
     def _event(self, raw_key: bytes | None, raw: bytes, broker_ms: int) -> tuple[bytes, int, float]:

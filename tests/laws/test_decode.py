@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from stream_forecaster.calendar import Calendar
@@ -233,3 +234,112 @@ def test_a_record_costs_memory_in_proportion(value: bytes) -> None:
     assert peak_bytes < 32 * len(value)
     kept_bytes = sum(len(rejected.value or b"") for rejected in rejects)  # for its dead letter
     assert left_bytes - kept_bytes < 100_000
+
+
+# Pieces of JSON, sound and not, for fields that are wanted and others.
+_texts = st.sampled_from(
+    r'''"ann" "" "é" "a\"b" "\u00e9" "\ud83d\ude00" "\ud800" "\x" "\u12g4" "😀" "\ " "1767312000"
+    'ann' "a\/b\\" "1767312000.5"'''.split()  # noqa: SIM905  (a list of words reads better)
+) | st.sampled_from(['"\t"', '"\x7f"', '"a b"'])
+_numbers = st.one_of(
+    st.sampled_from(
+        """0 -0 -0.0 00 01 -1 1. .5 - +1 1e5 1E-2 1e+05 1e 1e400 1e-400 0e1 -0e1 0.1 5e-324 1_0
+        1767312000 1767312000.123 1767312000123 1767312000123456 0.30000000000000004 1e15 1.1e15
+        123456789012345678 1234567890123456789 9007199254740993 99999999999999.9 1.234567890123456
+        100000000000 100000000000000 9999999999999999 10000000000000000 NaN Infinity""".split()  # noqa: SIM905  (a list of words reads better)
+    ),
+    st.integers(-(2**64), 2**65).map(str),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.decimals(-(10**6), 10**13, places=4).map(str),
+)
+_nested = st.sampled_from(["{}", "[]", '{"user_id":"x"}', "[1,[2]]", "{", "[", "]", "}"])
+_words = st.sampled_from("true false null tru nullx True".split())  # noqa: SIM905  (as above)
+_space = st.sampled_from(["", "", "", " ", "\n\t", "\r\n ", "\x0b", "\xa0"])
+_names = st.sampled_from(
+    ['"user_id"', '"ts"', '"v"', '"x"', '"user_i"', '"user_id2"', '"\\u0074s"', '"é"', "ts", '""']
+)
+_field = st.tuples(
+    _space, _names, _space, st.sampled_from([":", ":", ":", ":", "", "::", "="]), _space,
+    st.one_of(_texts, _numbers, _nested, _words), _space,
+).map("".join)  # fmt: skip
+_wanted = st.tuples(
+    st.one_of(st.just('"ann"'), _texts, _numbers),
+    st.one_of(st.just("1767312000123"), _numbers, _texts),
+    st.one_of(st.just("2.5"), _numbers),
+).map(lambda told: [f'"{name}":{v}' for name, v in zip(("user_id", "ts", "v"), told, strict=True)])
+_fragments = st.builds(
+    lambda wanted, others, order, commas, ends: (
+        ends[0]
+        + "{"
+        + "".join(
+            f"{piece}{comma}"
+            for piece, comma in zip(
+                order.sample(wanted + others, len(wanted + others)), commas, strict=False
+            )
+        )[: -1 if ends[2] else None]
+        + "}"
+        + ends[1]
+    ).encode(),
+    _wanted,
+    st.lists(_field, max_size=2),
+    st.randoms(use_true_random=False),
+    st.lists(st.sampled_from([","] * 9 + ["", ",,", ";"]), min_size=5, max_size=5),
+    st.tuples(_space, st.sampled_from(["", "", " ", "\n", "x", "{}", "\x00"]), st.booleans()),
+)
+_stray = st.sampled_from([b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x00", b"\\"])
+_bytes = st.tuples(_fragments, st.integers(0, 60), _stray)
+_odd = st.one_of(
+    _fragments,
+    _fragments,
+    _bytes.map(lambda told: told[0][: told[1]] + told[2] + told[0][told[1] :]),
+)
+
+
+@effort(max_examples=400)
+@given(
+    values=st.lists(st.one_of(_odd, _alike), min_size=1, max_size=8),
+    key=st.sampled_from([["user_id"], ["user_id"], []]),
+    time=st.sampled_from([("ts", "auto"), ("ts", "epoch_ms"), ("", "auto")]),
+    value=st.sampled_from([("", "count"), ("v", "sum")]),
+    max_bytes=st.sampled_from(["1MiB", "60B"]),
+)
+def test_what_is_read_where_it_lies_is_what_it_says(
+    values: list[bytes],
+    key: list[str],
+    time: tuple[str, str],
+    value: tuple[str, str],
+    max_bytes: str,
+) -> None:
+    """Of JSON that is almost right, or right but unusual: both ways agree to the last bit."""
+    fields = {"key": key, "time": time[0], "time_format": time[1], "max_event_bytes": max_bytes}
+    fields |= {"value": value[0], "aggregate": value[1]}
+    decode = EventDecoder(parse({"input": fields}).input, Calendar("UTC"))
+    n = len(values)
+    keys = BytesColumn.of([b"k", None, b"", b"k2"] * 2).take(np.arange(n))
+    times = np.resize([_BROKER_MS, -1, _BROKER_MS + 1], n)
+    records = Records(0, np.arange(n), times, keys, BytesColumn.of(values), n)
+
+    fast, fast_rejects = decode(records)
+    slow, slow_rejects = decode.one_by_one(records, range(n))
+
+    assert fast.row.tolist() == slow.row.tolist()
+    assert fast.time_ms.tolist() == slow.time_ms.tolist()
+    assert fast.value.tobytes() == slow.value.tobytes()
+    assert fast.key == slow.key
+    assert fast_rejects == slow_rejects
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"user_id": "u42", "ts": 1767225600000, "type": "click"}',
+        b' {"x":"a \\"quoted\\" \\u00e9\xc3\xa9","y":null,"ts":1767225600,"user_id":7}\n',
+        b'{"a":-1.5e-05,"b":true,"ts":1767225600.123,"c":"","user_id":"\xc3\xa9","d":12345678901}',
+    ],
+)
+def test_common_events_are_read_where_they_lie(value: bytes) -> None:
+    """Without this the loop might refuse everything, and nobody would see it but the clock."""
+    decode = EventDecoder(parse({"input": {}}).input, Calendar("UTC"))
+    one = BytesColumn.of([None]), BytesColumn.of([value])
+    events, others = decode._together(Records(0, np.array([0]), np.array([-1]), *one, 1))
+    assert (len(events), others) == (1, [])

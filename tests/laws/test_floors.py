@@ -21,6 +21,7 @@ LIST = (
     "calendar",
     "config",
     "records",
+    "flat_json",
     "events",
     "dead_letters",
     "keys",
