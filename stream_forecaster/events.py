@@ -91,7 +91,7 @@ class Events:
     def __len__(self) -> int:
         return len(self.row)
 
-    def take(self, rows: NDArray[np.int64]) -> "Events":
+    def take(self, rows: NDArray[np.int64] | slice) -> "Events":
         """The events at positions `rows` (B,), in that order."""
         return Events(self.row[rows], self.time_ms[rows], self.value[rows], self.key.take(rows))
 

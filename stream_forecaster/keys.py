@@ -4,8 +4,7 @@ A key occupies one *slot*, a row in every column of the table. Columns are named
 axis is the slot; whoever needs memory per key adds one. So growth, forgetting, the size in bytes
 and the checkpoint are settled here once for the whole shard.
 
-Slots are handed out in order of first appearance, freed ones last in first out: which slot a key
-gets depends on the log alone.
+Which slot a key gets depends on the log alone (`interning`).
 
 A table may be bounded. Then a new key that finds it full waits until some keys are given up: those
 that are least *active*. A key's activity is the number of its events, each counted half as much
@@ -28,6 +27,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from stream_forecaster.calendar import DAY_MS
+from stream_forecaster.compiled import compiled
+from stream_forecaster.interning import Interned
+from stream_forecaster.records import BytesColumn
 
 _FIRST_CAPACITY = 64
 _NO_BOUND = np.iinfo(np.int64).max
@@ -51,13 +53,10 @@ class KeyTable:
     def __init__(self, most_keys: int = _NO_BOUND) -> None:
         """Begin empty; `most_keys` is the bound."""
         self._most_keys = most_keys
-        self._slot: dict[bytes, int] = {}
-        self._key: list[bytes | None] = []
-        self._free: list[int] = []
+        self._keys = Interned(most_keys)
         self._columns: dict[str, NDArray[Any]] = {}
         self._fill: dict[str, float] = {}
         self._most: dict[str, int | None] = {}
-        self._key_bytes = 0
         self._capacity = _FIRST_CAPACITY
         self.add("last_seen_ms", dtype=np.int64, fill=-1)
         self.add("live", dtype=np.bool_)
@@ -65,10 +64,10 @@ class KeyTable:
 
     def __len__(self) -> int:
         """The number of keys."""
-        return len(self._slot)
+        return len(self._keys)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._slot
+        return self._keys.find(key) is not None
 
     def __getitem__(self, column: str) -> NDArray[Any]:
         """The column's rows in use, a view: (size, ...), of a bounded one at most its bound.
@@ -80,7 +79,7 @@ class KeyTable:
     @property
     def size(self) -> int:
         """Rows in use, those of freed slots included: K."""
-        return len(self._key)
+        return self._keys.size
 
     @property
     def live(self) -> NDArray[np.bool_]:
@@ -89,8 +88,9 @@ class KeyTable:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all columns as allocated, and of the keys themselves."""
-        return sum(column.nbytes for column in self._columns.values()) + self._key_bytes
+        """Bytes of all columns as allocated, and of the keys themselves; not of what finds them."""
+        keys = int(np.maximum(self._keys.keys.size, 0).sum())
+        return sum(column.nbytes for column in self._columns.values()) + keys
 
     def bytes_for(self, keys: int) -> dict[str, int]:
         """What each column would take if so many keys came one after the other."""
@@ -130,22 +130,15 @@ class KeyTable:
     def intern(self, keys: Sequence[bytes], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
         """The slots of `keys` (N,), new ones where needed, and note when they were seen.
 
-        They are (N,), or those of the keys before the first one that finds the table full.
+        None of the keys may be null. The slots are (N,), or those of the keys before the first one
+        that finds the table full.
         """
-        known = self._slot
-        slots = np.empty(len(keys), np.int64)
-        for i, key in enumerate(keys):
-            slot = known.get(key)
-            if slot is None:
-                if len(known) >= self._most_keys:
-                    slots = slots[:i]
-                    break
-                slot = self._admit(key)
-            slots[i] = slot
-        time_ms = time_ms[: len(slots)]
-        np.maximum.at(self._columns["last_seen_ms"], slots, time_ms)
-        # One event after the other, in log order, so that it is the same bits however it is cut.
-        np.logaddexp2.at(self._columns["activity"], slots, time_ms / DAY_MS)
+        rows = self.size
+        slots, freed = self._keys.intern(BytesColumn.of(keys))
+        self._grow_to(self.size)
+        self._clear(freed)  # of what all rows were told at once while these were free
+        self._columns["live"][freed] = self._columns["live"][rows : self.size] = True
+        _note(slots, time_ms, self._columns["last_seen_ms"], self._columns["activity"])
         return slots
 
     def least_active(self) -> NDArray[np.int64]:
@@ -157,7 +150,7 @@ class KeyTable:
 
     def key(self, slot: int) -> bytes:
         """The key in `slot`."""
-        key = self._key[slot]
+        key = self._keys.key(slot)
         if key is None:
             raise ValueError(f"slot {slot} is free")
         return key
@@ -168,27 +161,29 @@ class KeyTable:
 
     def slot(self, key: bytes) -> int | None:
         """The slot of `key`, if it has one."""
-        return self._slot.get(key)
+        return self._keys.find(key)
 
     def expire(self, before_ms: int) -> list[bytes]:
         """Forget every key not seen since `before_ms` (event time) and return them."""
-        stale = self.live & (self["last_seen_ms"] < before_ms)
-        return [self._forget(int(slot)) for slot in np.flatnonzero(stale)]
+        stale = np.flatnonzero(self.live & (self["last_seen_ms"] < before_ms))
+        keys = [self.key(slot) for slot in stale.tolist()]
+        self._forget(stale)
+        return keys
 
     def forget(self, key: bytes) -> bool:
         """Forget one key; False if it was not there."""
-        slot = self._slot.get(key)
+        slot = self._keys.find(key)
         if slot is not None:
-            self._forget(slot)
+            self._forget(np.array([slot]))
         return slot is not None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything in the table, for a checkpoint. The arrays are views: copy before writing."""
-        keys = [key or b"" for key in self._key]
+        keys = self._keys.keys.packed()
         return {
-            "keys.bytes": np.frombuffer(b"".join(keys), np.uint8),
-            "keys.sizes": np.array([len(key) for key in keys], np.int64),
-            "keys.free": np.array(self._free, np.int64),
+            "keys.bytes": keys.data,
+            "keys.sizes": np.maximum(keys.size, 0),
+            "keys.free": self._keys.free,
             **{f"column.{name}": self[name] for name in self._columns},
         }
 
@@ -212,44 +207,23 @@ class KeyTable:
             raise ValueError(f"not the columns of this table: {', '.join(differing)}")
         if self.size > rows:
             raise ValueError(f"a table of {self.size} rows cannot become one of {rows}")
-        sizes, self._capacity = arrays["keys.sizes"], rows
-        data, ends = arrays["keys.bytes"].tobytes(), np.cumsum(sizes).tolist()
-        keys = [data[e - n : e] for e, n in zip(ends, sizes.tolist(), strict=True)]
-        live = columns["live"]
-        self._key = [key if alive else None for key, alive in zip(keys, live, strict=True)]
-        self._slot = {key: slot for slot, key in enumerate(self._key) if key is not None}
-        self._free = arrays["keys.free"].tolist()
-        self._key_bytes = len(data)
+        self._capacity = rows
+        sizes = np.where(columns["live"], arrays["keys.sizes"], -1)
+        start = np.cumsum(arrays["keys.sizes"]) - arrays["keys.sizes"]
+        keys = BytesColumn(arrays["keys.bytes"], start, sizes)
+        self._keys.restore(keys, arrays["keys.free"])
         self._columns = {
             name: np.require(columns[name], requirements=("C", "A", "W")) for name in self._columns
         }
 
-    def _admit(self, key: bytes) -> int:
-        if self._free:
-            slot = self._free.pop()
-            self._clear(slot)  # of what all rows were told at once while it was free
-            self._key[slot] = key
-        else:
-            slot = len(self._key)
-            self._grow_to(slot + 1)
-            self._key.append(key)
-        self._slot[key] = slot
-        self._columns["live"][slot] = True
-        self._key_bytes += len(key)
-        return slot
+    def _forget(self, slots: NDArray[np.int64]) -> None:
+        for slot in slots.tolist():
+            self._keys.remove(slot)
+        self._clear(slots)
 
-    def _forget(self, slot: int) -> bytes:
-        key = self.key(slot)
-        del self._slot[key]
-        self._key[slot] = None
-        self._free.append(slot)
-        self._key_bytes -= len(key)
-        self._clear(slot)
-        return key
-
-    def _clear(self, slot: int) -> None:
+    def _clear(self, slots: NDArray[np.int64]) -> None:
         for name, column in self._columns.items():
-            column[slot : slot + 1] = self._fill[name]
+            column[slots[slots < len(column)]] = self._fill[name]
 
     def _grow_to(self, rows: int) -> None:
         if rows <= self._capacity:
@@ -308,3 +282,20 @@ def under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[
     """The arrays whose names begin with `prefix.`, without it: the inverse of `nested`."""
     start = f"{prefix}."
     return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+
+
+# -- loops over events -----------------------------------------------------------------------------
+
+
+@compiled("i8:1 i8:1 > i8:1 f8:1")
+def _note(
+    slots: NDArray[np.int64],
+    time_ms: NDArray[np.int64],
+    last_seen_ms: NDArray[np.int64],
+    activity: NDArray[np.float64],
+) -> None:
+    """One event after the other, in log order, so that it is the same bits however it is cut."""
+    for i in range(len(slots)):
+        slot = slots[i]
+        last_seen_ms[slot] = max(last_seen_ms[slot], time_ms[i])
+        activity[slot] = np.logaddexp2(activity[slot], time_ms[i] / DAY_MS)

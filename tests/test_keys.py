@@ -131,6 +131,7 @@ class Keys(RuleBasedStateMachine):
         used = sum(self.table[name].nbytes for name in names)
         keys = sum(len(key) for key in self.model)
         assert used + keys <= self.table.nbytes <= 2 * used + keys + 64 * 100
+        assert self.table._keys.nbytes <= 80 * (self.most_keys + 64)
 
 
 Keys.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

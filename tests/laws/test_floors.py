@@ -24,6 +24,7 @@ LIST = (
     "flat_json",
     "events",
     "dead_letters",
+    "interning",
     "keys",
     "windows",
     "baselines",
