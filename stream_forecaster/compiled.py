@@ -28,7 +28,7 @@ def compiled(signature: str) -> Callable[[_Loop], _Loop]:
 
     Args:
         signature: the types of what it reads, then ">" and of what it writes to. "f8" is a number,
-            "f8:2" an array with two axes; there are f8, f4, i8 and b1.
+            "f8:2" an array with two axes; there are f8, f4, i8, u1 and b1.
     """
 
     def compiled_loop(loop: _Loop) -> _Loop:
@@ -74,7 +74,13 @@ _all: list[_Compiled] = []
 def _compile(loop: Callable[..., None], names: list[str]) -> Any:  # noqa: ANN401  (numba's)
     import numba  # noqa: PLC0415  (takes half a second, and few commands forecast)
 
-    scalars = {"f8": numba.float64, "f4": numba.float32, "i8": numba.int64, "b1": numba.boolean}
+    scalars = {
+        "f8": numba.float64,
+        "f4": numba.float32,
+        "i8": numba.int64,
+        "u1": numba.uint8,
+        "b1": numba.boolean,
+    }
 
     def typed(name: str) -> Any:  # noqa: ANN401
         scalar, _, axes = name.partition(":")
