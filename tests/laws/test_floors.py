@@ -74,6 +74,8 @@ LIST = (
     "edge.connection",
     "edge.topics",
     "edge.columnar",
+    "edge.record_batches",
+    "edge.bulk",
     "edge.publisher",
     "edge.redelivery",
     "edge.simulator",
@@ -120,6 +122,7 @@ ONLY_IN = {
     "torch": {"network", "weights", "learning"},
     "kafka": {
         "edge.broker",
+        "edge.bulk",
         "edge.columnar",
         "edge.connection",
         "edge.header_names",
