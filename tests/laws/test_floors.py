@@ -52,6 +52,7 @@ LIST = (
     "standing",
     "pool",
     "scales",
+    "json_rows",
     "forecasts",
     "checkpoint",
     "shard",
