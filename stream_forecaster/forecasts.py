@@ -10,10 +10,11 @@ same ids, and a reader may use them to drop what it has seen.
 """
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from hashlib import sha1
+from typing import Literal
 
 import numpy as np
 import orjson
@@ -22,16 +23,17 @@ from numpy.typing import NDArray
 from stream_forecaster.config import Settings
 from stream_forecaster.dead_letters import dead_letter
 from stream_forecaster.events import Reject
+from stream_forecaster.json_rows import DECIMALS, WHOLE, Rows
 from stream_forecaster.lstm import ABSOLUTE
 from stream_forecaster.pool import Paths
 from stream_forecaster.records import Message
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+Headers = tuple[tuple[str, bytes], ...]
 
 SCHEMA = "forecast/1"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://stream-forecaster/forecast")
-_SMALLEST_WEIGHT = 0.0005
 _NOTHING = 1e-9
 """A level that is none. One event in a month of minutes is 2e-5."""
 _MOST = 100.0
@@ -100,9 +102,14 @@ class Forecast:
         )
 
     @property
+    def known_origin(self) -> str:
+        """What made those that are not the population's alone: the experts, or with the network."""
+        return "pool+lstm" if ABSOLUTE in self.paths[0].experts else "pool"
+
+    @property
     def origins(self) -> list[str]:
         """(B,) what made each: the population alone, the experts, or they and the network."""
-        known = "pool+lstm" if ABSOLUTE in self.paths[0].experts else "pool"
+        known = self.known_origin
         return ["prior" if prior else known for prior in self.prior.tolist()]
 
 
@@ -169,7 +176,7 @@ class Encoder:
         self._pipeline, self._config_id = settings.kafka.group_id, settings.config_id
         self._topics = settings.input.topic, settings.output.topic
         self._dead_letter_topic = settings.output.dead_letter_topic
-        self._levels = [str(level) for level in settings.output.quantiles]
+        self._levels = [_json(str(level)) for level in settings.output.quantiles]
         self._source = f"/stream-forecaster/{self._pipeline}".encode()
 
     def output(self, output: Iterable[Forecast | Forgotten]) -> Iterator[Message]:
@@ -182,94 +189,118 @@ class Encoder:
 
     def forgotten(self, forgotten: Forgotten) -> Message:
         """A tombstone. It belongs to a place in the log, not to an event time, and has none."""
-        place = f"{forgotten.why} at {forgotten.offset}"
-        text, identity = self._identify(forgotten.key, forgotten.partition, place)
-        headers = self._headers(f"forecast.{forgotten.why}.v1", identity, text)
+        identify = self._identities(forgotten.partition, f"{forgotten.why} at {forgotten.offset}")
+        kind = self._kind(f"forecast.{forgotten.why}.v1")
+        headers = _headers(kind, identify(forgotten.key), _text(forgotten.key))
         return Message(self._topics[1], forgotten.key, None, headers)
 
     def forecast(self, forecast: Forecast) -> Iterator[Message]:
         """One message per key: the tombstones of the expired ones first, then the forecasts."""
         issued_at = rfc3339(forecast.issued_ms)
+        identify = self._identities(forecast.partition, issued_at)
+        time, topic = (("ce_time", issued_at.encode()),), self._topics[1]
+        kind = self._kind("forecast.expired.v1")
         for key in forecast.expired:
-            text, identity = self._identify(key, forecast.partition, issued_at)
-            headers = self._headers("forecast.expired.v1", identity, text, issued_at)
-            yield Message(self._topics[1], key, None, headers)
-        valid_until = rfc3339(forecast.paths[0].end_ms)
-        source = {
-            "topic": self._topics[0],
-            "partition": forecast.partition,
-            "offset": forecast.offset,
-        }
-        resolutions = [self._resolutions(paths) for paths in forecast.paths]
-        intents = _intents(forecast.intent)
-        qualities = _qualities(forecast)
-        for i, key in enumerate(forecast.keys):
-            text, identity = self._identify(key, forecast.partition, issued_at)
-            value = {
-                "schema": SCHEMA,
-                "id": identity,
-                "pipeline": self._pipeline,
-                "key": text,
-                "issued_at": issued_at,
-                "valid_until": valid_until,
-                "source": source,
-                "resolutions": [next(resolution) for resolution in resolutions],
-                "intent": intents[i],
-                "quality": qualities[i],
-            }
-            headers = self._headers("forecast.v1", identity, text, issued_at)
-            data = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-            yield Message(self._topics[1], key, data, headers)
+            yield Message(topic, key, None, _headers(kind, identify(key), _text(key), time))
+        texts = list(map(_text, forecast.keys))
+        identities = list(map(identify, forecast.keys))
+        begin = f'{{"schema":"{SCHEMA}","id":"'.encode()
+        then = f'","pipeline":{_json(self._pipeline)},"key":'.encode()
+        heads = [
+            b"".join((begin, identity, then, orjson.dumps(text)))
+            for identity, text in zip(identities, texts, strict=True)
+        ]
+        values = self._values(forecast, issued_at).filled(heads)
+        kind = self._kind("forecast.v1")
+        for key, identity, text, value in zip(
+            forecast.keys, identities, texts, values, strict=True
+        ):
+            yield Message(topic, key, value, _headers(kind, identity, text, time))
 
     def dead_letter(self, reject: Reject) -> Message:
         """The record as it was, and why it is no event."""
         return dead_letter(reject, self._topics[0], self._dead_letter_topic)
 
-    def _identify(self, key: bytes, partition: int, at: str) -> tuple[str, str]:
-        text = key.decode("utf-8", "backslashreplace")
-        # Latin-1 keeps all bytes apart; two keys that are not UTF-8 may have the same text.
-        name = f"{self._pipeline}|{partition}|{key.decode('latin-1')}|{at}|{self._config_id}"
-        return text, str(uuid.uuid5(_NAMESPACE, name))
+    def _identities(self, partition: int, at: str) -> Callable[[bytes], bytes]:
+        """The ids of a place in the log, by key: version 5 UUIDs, as `uuid.uuid5` makes them."""
+        before = _NAMESPACE.bytes + f"{self._pipeline}|{partition}|".encode()
+        after = f"|{at}|{self._config_id}".encode()
 
-    def _headers(
-        self, kind: str, identity: str, subject: str, at: str | None = None
-    ) -> tuple[tuple[str, bytes], ...]:
-        time = () if at is None else (("ce_time", at.encode()),)
+        def identify(key: bytes) -> bytes:
+            # Latin-1 keeps all bytes apart; two keys that are not UTF-8 may have the same text.
+            name = key if key.isascii() else key.decode("latin-1").encode()
+            digest = bytearray(sha1(before + name + after, usedforsecurity=False).digest())
+            digest[6] = digest[6] & 0x0F | 0x50
+            digest[8] = digest[8] & 0x3F | 0x80
+            text = digest.hex().encode()
+            return b"-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:32]))
+
+        return identify
+
+    def _kind(self, kind: str) -> Headers:
+        """The headers of all messages of one kind."""
         return (
             ("content-type", b"application/json"),
             ("ce_specversion", b"1.0"),
             ("ce_type", b"io.streamforecaster." + kind.encode()),
             ("ce_source", self._source),
-            ("ce_id", identity.encode()),
-            ("ce_subject", subject.encode()),
-            *time,
         )
 
-    def _resolutions(self, paths: Paths) -> Iterator[dict[str, Any]]:
-        """The `resolutions` entries of B keys, for one resolution."""
-        start, step_s = rfc3339(paths.start_ms), paths.step_ms // 1000
-        # Rows stay arrays: writing them from numpy takes half the time of writing lists.
-        mean = five_digits(paths.mean)
-        quantiles = np.ascontiguousarray(
-            np.moveaxis(five_digits(paths.quantiles), 2, 1)
-        )  # (B, Q, H)
-        averages = _optional(paths.moving_average)
-        levels = _optional(paths.level)
-        weights = np.round(paths.weights, 3).tolist()
-        for i in range(len(mean)):
-            yield {
-                "step_s": step_s,
-                "start": start,
-                "mean": mean[i],
-                "quantiles": dict(zip(self._levels, quantiles[i], strict=True)),
-                "moving_average": averages[i],
-                "level": levels[i],
-                "weights": {
-                    name: weight
-                    for name, weight in zip(paths.experts, weights[i], strict=True)
-                    if abs(weight) > _SMALLEST_WEIGHT
-                },
-            }
+    def _values(self, forecast: Forecast, issued_at: str) -> Rows:
+        """All values of a hop but for their beginning, which has the id and the key."""
+        intent, rows = forecast.intent, Rows()
+        valid_until = rfc3339(forecast.paths[0].end_ms)
+        rows.text(f',"issued_at":"{issued_at}","valid_until":"{valid_until}","source":{{')
+        rows.text(f'"topic":{_json(self._topics[0])},"partition":{forecast.partition}')
+        rows.text(f',"offset":{forecast.offset}}},"resolutions":[')
+        for i, paths in enumerate(forecast.paths):
+            rows.text("," if i else "")
+            self._resolution(rows, paths)
+        rows.numbers('],"intent":{"short_term":', rows.block(intent.short_term))
+        rows.numbers(',"long_term":', rows.block(intent.long_term))
+        rows.numbers(',"momentum":', rows.block(intent.momentum))
+        rows.numbers(',"surprise":', rows.block(intent.surprise))
+        rows.text('},"quality":{"origin":')
+        rows.choice(rows.block(forecast.prior, WHOLE), '"prior"', _json(forecast.known_origin))
+        rows.text(',"cold_start":')
+        rows.choice(rows.block(forecast.cold_start, WHOLE), "true", "false")
+        rows.numbers(',"observations":', rows.block(forecast.observations, WHOLE))
+        rows.numbers(',"coverage_80":', rows.block(forecast.coverage_80))
+        rows.numbers(',"skill":', rows.block(forecast.skill))
+        rows.text(f',"drift":"{"drift" if forecast.drifting else "stable"}"}}}}')
+        return rows
+
+    def _resolution(self, rows: Rows, paths: Paths) -> None:
+        """An entry of `resolutions`."""
+        start, horizon = rfc3339(paths.start_ms), paths.mean.shape[1]
+        rows.numbers(
+            f'{{"step_s":{paths.step_ms // 1000},"start":"{start}","mean":[',
+            rows.block(paths.mean),
+            horizon,
+        )
+        quantiles = rows.block(paths.quantiles)
+        for q, level in enumerate(self._levels):
+            before = "]," if q else '],"quantiles":{'
+            rows.numbers(f"{before}{level}:[", quantiles + q, horizon, len(self._levels))
+        rows.numbers(']},"moving_average":', rows.block(paths.moving_average))
+        rows.numbers(',"level":', rows.block(paths.level))
+        rows.text(',"weights":{')
+        weights = rows.block(paths.weights, DECIMALS)
+        for m, expert in enumerate(paths.experts):
+            rows.numbers(f",{_json(expert)}:", weights + m)
+        rows.text("}}")
+
+
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "backslashreplace")
+
+
+def _json(text: str) -> str:
+    return orjson.dumps(text).decode()
+
+
+def _headers(kind: Headers, identity: bytes, subject: str, time: Headers = ()) -> Headers:
+    return (*kind, ("ce_id", identity), ("ce_subject", subject.encode()), *time)
 
 
 def five_digits(number: Float64) -> Float64:
@@ -297,43 +328,3 @@ def rfc3339(time_ms: int) -> str:
     """
     moment = datetime.fromtimestamp(time_ms // 1000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ms % 1000:03d}Z"
-
-
-def _optional(number: Float64) -> list[float | None]:
-    """Five digits; None for NaN, which JSON cannot say."""
-    rounded: list[float] = five_digits(np.nan_to_num(number)).tolist()
-    return [
-        None if nan else value
-        for value, nan in zip(rounded, np.isnan(number).tolist(), strict=True)
-    ]
-
-
-def _intents(intent: Intent) -> list[dict[str, float]]:
-    columns = (intent.short_term, intent.long_term, intent.momentum, intent.surprise)
-    rows = five_digits(np.stack(columns, axis=1)).tolist()
-    return [
-        {"short_term": short, "long_term": long, "momentum": momentum, "surprise": surprise}
-        for short, long, momentum, surprise in rows
-    ]
-
-
-def _qualities(forecast: Forecast) -> list[dict[str, Any]]:
-    drift = "drift" if forecast.drifting else "stable"
-    return [
-        {
-            "origin": origin,
-            "cold_start": cold,
-            "observations": observations,
-            "coverage_80": coverage,
-            "skill": skill,
-            "drift": drift,
-        }
-        for origin, cold, observations, coverage, skill in zip(
-            forecast.origins,
-            forecast.cold_start.tolist(),
-            forecast.observations.tolist(),
-            _optional(forecast.coverage_80),
-            _optional(forecast.skill),
-            strict=True,
-        )
-    ]

@@ -156,3 +156,18 @@ def busy_log(size: int, seed: int = 0) -> list[Row]:
         (None, event(str(user), int(time_ms), round(float(v), 3)), int(time_ms))
         for _, time_ms, user, v in zip(count(), times, users, levels, strict=False)
     ]
+
+
+# Lengths around those that take one byte more to say; times far apart, either way.
+_parts = st.binary(max_size=8) | st.sampled_from([62, 63, 64, 65, 8191, 8192]).map(bytes)
+_names = st.text(max_size=4) | st.sampled_from(["ce_id", "ce_time", "é" * 40])
+_times_ms = st.none() | st.integers(0, 5000) | st.integers(-(2**61), 2**61)
+any_messages = st.builds(
+    Message,
+    topic=st.just("topic"),
+    key=st.none() | _parts,
+    value=st.none() | _parts,
+    headers=st.lists(st.tuples(_names, _parts), max_size=4).map(tuple),
+    time_ms=_times_ms,
+)
+"""Messages to publish, with anything in them that a record can hold."""

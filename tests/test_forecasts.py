@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
+from slow_encoder import SlowEncoder
 from streams import START_MS, Row, aggregates, block, busy_log, event, messages, rows, shard
 from streams import settings as small_settings
 
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.events import Reason, Reject
-from stream_forecaster.forecasts import Encoder, Intent, five_digits
+from stream_forecaster.forecasts import Encoder, Forecast, Intent, five_digits
 from stream_forecaster.pool import Paths
 from stream_forecaster.records import Message
 
@@ -34,6 +35,59 @@ FORMATS.checks("date-time", raises=ValueError)(
 )
 VALID = Draft202012Validator(SCHEMA, format_checker=FORMATS)
 MINUTE_MS = 60_000
+
+
+_numbers = st.one_of(
+    st.floats(-1e24, 1e24),
+    st.floats(-1e3, 1e3),
+    st.floats(0, 1e-3),
+    st.integers(-3000, 3000).map(lambda n: n / 10),
+)
+
+
+@st.composite
+def forecasts(draw: st.DrawFn) -> Forecast:
+    """A hop of a few keys: what could be forecast, not what would be."""
+    keys = draw(st.lists(st.binary(max_size=9) | st.text(max_size=5).map(str.encode), max_size=70))
+    n = len(keys)
+
+    def some(*shape: int, of: st.SearchStrategy[float] = _numbers) -> Any:
+        size = int(np.prod(shape))
+        drawn = draw(st.lists(of, min_size=7, max_size=7))  # drawing each would take for ever
+        rng = np.random.default_rng(draw(st.integers(0, 99)))
+        return rng.choice(drawn, size).reshape(shape)
+
+    maybe = _numbers | st.just(math.nan)
+    experts = draw(st.sampled_from([("naive", "lstm"), ('a"b', "\u00e9", "naive"), ()]))
+    paths = tuple(
+        Paths(
+            step_ms,
+            draw(st.integers(0, 2**41)),
+            draw(st.integers(0, 2**41)),
+            some(n, horizon),
+            some(n, horizon, 3),
+            some(n, of=maybe),
+            some(n, of=maybe),
+            some(n, len(experts), of=st.floats(-2, 2) | st.floats(-0.002, 0.002)),
+            experts,
+        )
+        for step_ms, horizon in ((60_000, 3), (3_600_000, 1))
+    )
+    return Forecast(
+        draw(st.integers(0, 500)),
+        draw(st.integers(0, 2**62)),
+        draw(st.integers(0, 2**41)),
+        tuple(draw(st.lists(st.binary(max_size=3), max_size=2))),
+        tuple(keys),
+        paths,
+        Intent(some(n), some(n), some(n), some(n)),
+        np.abs(some(n, of=st.integers(0, 2**50))).astype(np.int64),
+        some(n, of=st.booleans()),
+        some(n, of=st.booleans()),
+        some(n, of=maybe),
+        some(n, of=maybe),
+        draw(st.booleans()),
+    )
 
 
 def published(config: Settings, log: list[Row]) -> list[Message]:
@@ -165,6 +219,35 @@ def test_what_decays_for_ever_ends() -> None:
     tiny = np.array([5e-324, 1e-310, -1e-100, 1e-23])
 
     assert five_digits(tiny).tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+@settings(max_examples=40)
+@given(log=rows(), aggregate=aggregates)
+def test_messages_are_those_of_the_slow_encoder(log: list[Row], aggregate: str) -> None:
+    """Law: byte for byte, headers too; readers of the past are promised the same again."""
+    config = small_settings(aggregate)
+    (turn,) = [shard(config).advance(block(log))]
+
+    for forecast in turn.forecasts:
+        quick, slow = (list(e(config).forecast(forecast)) for e in (Encoder, SlowEncoder))
+        assert quick == slow
+
+
+@settings(max_examples=40)
+@given(forecast=forecasts())
+def test_any_forecast_is_that_of_the_slow_encoder(forecast: Forecast) -> None:
+    """Law: whatever the numbers, keys and names in it."""
+    config = parse(
+        {
+            "kafka": {"group_id": '100 % \u00e9"{}'},
+            "input": {"topic": 'in"put'},
+            "output": {"quantiles": [0.1, 0.5, 0.9]},
+        }
+    )
+
+    quick, slow = (list(e(config).forecast(forecast)) for e in (Encoder, SlowEncoder))
+
+    assert quick == slow
 
 
 @settings(max_examples=40)

@@ -8,7 +8,8 @@ Rules of residence (each was learnt from duplicates or losses on Apache Kafka):
   open, or waits for the end of a commit whose reply was lost: after `ready` returns, the group's
   committed offsets are the truth.
 * `commit_transaction` succeeds although a send in the transaction failed. Every future is checked
-  before the offsets are added.
+  before the offsets are added: one for each batch, since messages are sent in bulk (`bulk`), or
+  one for each message where the client is not as that takes it to be.
 * `send_offsets_to_transaction` and `commit_transaction` wait without bound for a result whose own
   `wait` takes a time-out; closing the producer from a watchdog would not wake them. So their two
   lines are written out here, with the time the broker gives the transaction. Past it the outcome
@@ -22,7 +23,8 @@ Rules of residence (each was learnt from duplicates or losses on Apache Kafka):
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from kafka import KafkaProducer, TopicPartition
@@ -35,12 +37,14 @@ from kafka.errors import (
     MessageSizeTooLargeError,
     ProducerFencedError,
     RecordListTooLargeError,
+    UnknownError,
 )
 from kafka.serializer import Serializer
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 from structlog.typing import FilteringBoundLogger
 
 from stream_forecaster.config import Kafka
+from stream_forecaster.edge import bulk
 from stream_forecaster.edge.connection import Outage, client_settings, open_client
 from stream_forecaster.edge.refusals import refusal
 from stream_forecaster.errors import CommitFailed, Fenced, TransportError
@@ -84,6 +88,7 @@ class Publisher:
         self._logger = logger
         self._clock = clock
         self._producer: Any = None
+        self._in_bulk = False
         self._replaces_failed = False
 
     def ready(self) -> None:
@@ -159,13 +164,22 @@ class Publisher:
 
     def _open(self) -> KafkaProducer:
         producer = open_client(KafkaProducer, self._config())
-        if self._transactional_id is not None:
-            try:
+        try:
+            self._in_bulk = self._takes_bulk(producer)
+            if self._transactional_id is not None:
                 producer.init_transactions()
-            except BaseException:
-                _bury(producer)
-                raise
+        except BaseException:
+            _bury(producer)
+            raise
         return producer
+
+    def _takes_bulk(self, producer: KafkaProducer) -> bool:
+        try:
+            bulk.check(producer)
+        except Exception as error:  # noqa: BLE001  (a new client may have changed anything)
+            self._logger.warning("messages are sent one by one, far slower", cause=repr(error))
+            return False
+        return True
 
     def _config(self) -> dict[str, Any]:
         return client_settings(self._kafka) | {
@@ -190,23 +204,21 @@ class Publisher:
         }
 
     def _send(self, messages: Sequence[Message], deadline: float) -> None:
-        send = self._producer.send
-        futures = [
-            send(
-                m.topic,
-                # The client refuses a record of nothing, and reads None before it serialises.
-                _NOTHING if m.value is None and m.key is None else m.value,
-                m.key,
-                list(m.headers),
-                m.partition,
-                m.time_ms,
-            )
-            for m in messages
-        ]
-        self._producer.flush(timeout=max(0.0, deadline - self._clock()))
-        for future in futures:
+        send = bulk.send if self._in_bulk else _send_each
+        batches = send(self._producer, messages)
+        self._flush(deadline)
+        for future in chain.from_iterable(batches):
             if not future.succeeded():
                 raise future.exception or KafkaTimeoutError("a message was not acknowledged")
+
+    def _flush(self, deadline: float) -> None:
+        while (left_s := deadline - self._clock()) > 0:
+            try:
+                self._producer.flush(timeout=left_s)
+            except UnknownError:  # the client's word for a batch that was split as it waited
+                continue
+            return
+        raise KafkaTimeoutError("messages were not acknowledged in time")
 
     def _await(self, result: Any, deadline: float) -> None:  # noqa: ANN401  (the library has no types)
         self._producer._sender.wakeup()  # noqa: SLF001  (see the rules above)
@@ -237,6 +249,24 @@ class _NullableValues(Serializer):  # type: ignore[misc]  # the library has no t
         """As the client wants it."""
         del topic, headers
         return None if data is _NOTHING else data
+
+
+def _send_each(producer: KafkaProducer, messages: Iterable[Message]) -> list[list[Any]]:
+    """As `bulk.send`, with nothing but the client's own."""
+    return [
+        [
+            producer.send(
+                m.topic,
+                # The client refuses a record of nothing, and reads None before it serialises.
+                _NOTHING if m.value is None and m.key is None else m.value,
+                m.key,
+                list(m.headers),
+                m.partition,
+                m.time_ms,
+            )
+            for m in messages
+        ]
+    ]
 
 
 def _bury(producer: KafkaProducer) -> threading.Thread:
