@@ -81,13 +81,13 @@ def test_what_the_image_copies_exists() -> None:
         assert f"!{source}" in let_through
 
 
-def test_prometheus_scrapes_the_forecaster() -> None:
-    """Its target is the service's name and the port the image listens on."""
+def test_prometheus_scrapes_every_forecaster() -> None:
+    """It asks for all addresses of the service, on the port that the image listens on."""
     path = ROOT / "deploy/prometheus/prometheus.yml"
     (job,) = yaml.safe_load(path.read_text())["scrape_configs"]
-    (target,) = job["static_configs"][0]["targets"]
+    (found,) = job["dns_sd_configs"]
 
-    host, port = target.split(":")
-
-    assert host in OURS
-    assert port == IMAGE_ENVIRONMENT["STREAM_FORECASTER__HTTP__PORT"]
+    assert found["names"] == ["forecaster"]
+    assert found["names"][0] in OURS
+    assert found["type"] == "A"
+    assert str(found["port"]) == IMAGE_ENVIRONMENT["STREAM_FORECASTER__HTTP__PORT"]
