@@ -25,6 +25,16 @@ def wait(holds: Callable[[], object], patience_s: float = WAITS_S) -> None:
         time.sleep(0.1)
 
 
+def fetch(address: str, path: str) -> tuple[int, str]:
+    """The status and the text of an answer to GET, whatever it is."""
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
 class Native:
     """Runs while open.
 
@@ -77,9 +87,4 @@ class Native:
 
     def asked(self, path: str) -> tuple[int, str]:
         """The status and the text of an answer to GET."""
-        try:
-            with urllib.request.urlopen(f"http://{self.address}{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
+        return fetch(self.address, path)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-JOB = 'job=~"$job"'
+JOB = 'job=~"$job", service=~"$service"'
 WORKER = f'{JOB}, instance=~"$instance"'
 PARTITION = f'{WORKER}, partition=~"$partition"'
 SCALE = f'{JOB}, resolution=~"$resolution"'
@@ -544,6 +544,12 @@ MARKS = (
 
 VARIABLES = (
     ("job", "Job", "label_values(streamforecaster_build_info, job)", False),
+    (
+        "service",
+        "Pipeline",
+        'label_values(streamforecaster_build_info{job=~"$job"}, service)',
+        True,
+    ),
     ("instance", "Worker", f"label_values(streamforecaster_build_info{{{JOB}}}, instance)", True),
     (
         "partition",
@@ -558,4 +564,4 @@ VARIABLES = (
         True,
     ),
 )
-"""Name, label, query, whether several may be chosen."""
+"""Name, label, query, whether several may be chosen. Only Kubernetes has services."""

@@ -1,0 +1,49 @@
+{{- define "stream-forecaster.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end }}
+
+{{- /* The rules and the dashboard know the job by app.kubernetes.io/name: it is the same in all releases. */ -}}
+{{- define "stream-forecaster.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "stream-forecaster.labels" -}}
+{{ include "stream-forecaster.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "stream-forecaster.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
+{{- define "stream-forecaster.claim" -}}
+{{ .Values.state.volume.existingClaim | default (include "stream-forecaster.fullname" .) }}
+{{- end }}
+
+{{- define "stream-forecaster.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (include "stream-forecaster.fullname" .) }}
+{{- end }}
+
+{{- define "stream-forecaster.check" -}}
+{{- if not .Values.kafka.bootstrapServers -}}
+{{- fail "set kafka.bootstrapServers to host:port of the broker" -}}
+{{- end -}}
+{{- $most := ternary .Values.autoscaling.maxReplicas .Values.replicas .Values.autoscaling.enabled | int -}}
+{{- $shared := or .Values.state.checkpointUrl .Values.state.volume.existingClaim -}}
+{{- if and (gt $most 1) (not $shared) (ne .Values.state.volume.accessMode "ReadWriteMany") -}}
+{{- fail "several replicas share their checkpoints: set state.volume.accessMode to ReadWriteMany, or state.checkpointUrl to an object store" -}}
+{{- end -}}
+{{- end }}
