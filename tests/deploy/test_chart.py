@@ -8,8 +8,10 @@ import pytest
 import yaml
 from charts import CHART, Refused, lint, render
 from natively import fetch
+from typer.testing import CliRunner
 
 from stream_forecaster import config
+from stream_forecaster.cli import app
 from stream_forecaster.config import ENVIRONMENT_PREFIX, Http, Settings
 from stream_forecaster.edge.http import HttpServer
 
@@ -18,6 +20,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 LEAST = {"kafka": {"bootstrapServers": "kafka-0:9092,kafka-1:9092"}}
 EVERYTHING = {
     **LEAST,
+    "topics": {"create": True, "partitions": 8},
     "settings": '[input]\nkey = []\n\n[kafka]\nsecurity_protocol = "SASL_SSL"\n'
     'sasl_mechanism = "SCRAM-SHA-512"\nsasl_plain_username = "forecaster"\n',
     "secrets": [
@@ -161,6 +164,21 @@ def test_it_writes_where_it_may(least: Objects) -> None:
         volumes[mounts["/etc/stream-forecaster"]]["configMap"]["name"]
         == (least["ConfigMap"]["metadata"]["name"])
     )
+
+
+def test_topics_are_made_before_it_starts_when_asked_for(
+    least: Objects, everything: Objects
+) -> None:
+    """By the same image, with the same settings and no more rights."""
+    (first,) = _pod(everything)["spec"]["initContainers"]
+    container = _container(everything)
+
+    assert "initContainers" not in _pod(least)["spec"]
+    for same in ("image", "env", "securityContext", "volumeMounts"):
+        assert first[same] == container[same], same
+    assert first["args"][-1] == "--partitions=8"
+    shown = CliRunner().invoke(app, [*first["args"], "--help"])
+    assert shown.exit_code == 0, shown.output
 
 
 def test_an_object_store_needs_no_volume() -> None:

@@ -47,3 +47,55 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- fail "several replicas share their checkpoints: set state.volume.accessMode to ReadWriteMany, or state.checkpointUrl to an object store" -}}
 {{- end -}}
 {{- end }}
+
+{{- define "stream-forecaster.environment" -}}
+# stable over restarts, unique in the group
+- name: STREAM_FORECASTER__KAFKA__INSTANCE_ID
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: STREAM_FORECASTER__KAFKA__BOOTSTRAP_SERVERS
+  value: {{ .Values.kafka.bootstrapServers | quote }}
+- name: STREAM_FORECASTER__KAFKA__GROUP_ID
+  value: {{ .Values.kafka.groupId | quote }}
+- name: STREAM_FORECASTER__INPUT__TOPIC
+  value: {{ .Values.input.topic | quote }}
+- name: STREAM_FORECASTER__LOG__FORMAT
+  value: json
+{{- with .Values.state.checkpointUrl }}
+- name: STREAM_FORECASTER__STATE__CHECKPOINT_URL
+  value: {{ . | quote }}
+{{- end }}
+{{- range .Values.secrets }}
+- name: {{ .variable }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secret }}
+      key: {{ .key }}
+{{- end }}
+{{- with .Values.extraEnv }}
+{{- toYaml . | nindent 0 }}
+{{- end }}
+{{- end }}
+
+{{- define "stream-forecaster.confinement" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- define "stream-forecaster.mounts" -}}
+- name: config
+  mountPath: /etc/stream-forecaster
+  readOnly: true
+- name: tmp
+  mountPath: /tmp
+{{- if not .Values.state.checkpointUrl }}
+- name: state
+  mountPath: /var/lib/stream-forecaster
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{- toYaml . | nindent 0 }}
+{{- end }}
+{{- end }}
