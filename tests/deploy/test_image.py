@@ -60,6 +60,7 @@ def _start(folder: Path, program: str, tmp: Path, *arguments: str) -> str:
     ).stdout
 
 
+@pytest.mark.timeout(300)  # everything is compiled anew
 def test_a_start_compiles_nothing(compiled: tuple[Path, str], tmp_path: Path) -> None:
     """It loads what the image has; also after a restart, when /tmp has it already."""
     folder, program = compiled
