@@ -1,6 +1,8 @@
 # syntax=docker/dockerfile:1
 # The package index serves PyTorch with CUDA; for the CPU build (an image of 1 GB instead of 6) pass
 # the address of PyTorch's CPU index:  docker build --build-arg TORCH_INDEX=... .
+#
+# Made to run with a read-only root, as any user: only /tmp and the state are written to.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS wheel
@@ -15,16 +17,26 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheel .
 FROM ${PYTHON_IMAGE} AS environment
 ARG TORCH_INDEX=""
 WORKDIR /src
-RUN python -m venv /opt/venv
+# pip stays out of it: the base image's installs into it.
+RUN python -m venv --without-pip /opt/venv
 COPY requirements.lock .
 # The largest part first, so that a change of the code does not install it again. The lock is a
 # constraint here: what only tests and lint need stays out of the image.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/venv/bin/pip install --disable-pip-version-check -c requirements.lock \
+    pip --python /opt/venv/bin/python install --disable-pip-version-check -c requirements.lock \
     ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
 COPY --from=wheel /wheel /wheel
+# Libraries ship their own tests and C++ headers, hundreds of megabytes.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/venv/bin/pip install --disable-pip-version-check -c requirements.lock /wheel/*.whl
+    pip --python /opt/venv/bin/python install --disable-pip-version-check -c requirements.lock \
+    /wheel/*.whl \
+    && rm -rf /opt/venv/lib/python3*/site-packages/torch/include \
+    && find /opt/venv/lib -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
+# Loops over keys are compiled here, once, for any processor of this architecture: a container whose
+# root is read-only could not keep them. They are no slower for it.
+ENV NUMBA_CPU_NAME=generic
+RUN NUMBA_CACHE_DIR=/opt/compiled \
+    /opt/venv/bin/python -c "from stream_forecaster import cli; cli.compile_all()"
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="stream-forecaster" \
@@ -34,12 +46,15 @@ RUN groupadd --gid 10001 forecaster \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp forecaster \
     && install -d -o forecaster -g forecaster /var/lib/stream-forecaster
 COPY --from=environment /opt/venv /opt/venv
+COPY --from=environment /opt/compiled /opt/compiled
 # One process per core: a second thread of the network would only take another member's core.
 # Inside a container loopback reaches nobody.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     OMP_NUM_THREADS=1 \
+    NUMBA_CPU_NAME=generic \
+    NUMBA_CACHE_DIR=/tmp/compiled \
     STREAM_FORECASTER__HTTP__HOST=0.0.0.0 \
     STREAM_FORECASTER__HTTP__PORT=8080
 USER 10001:10001
@@ -48,5 +63,6 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['STREAM_FORECASTER__HTTP__PORT'] + '/livez', timeout=4)"]
-ENTRYPOINT ["stream-forecaster"]
+# numba reads what was compiled only from where it could write, so that is copied (1 MB).
+ENTRYPOINT ["/bin/sh", "-c", "cp -rT /opt/compiled \"$NUMBA_CACHE_DIR\" 2>/dev/null; exec stream-forecaster \"$@\"", "stream-forecaster"]
 CMD ["run"]

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.http import Health
 from stream_forecaster.edge.scoreboard import Scoreboard
+from stream_forecaster.edge.telemetry import CommitResult
 from stream_forecaster.edge.world import World
 from stream_forecaster.errors import CommitFailed, Fenced
 from stream_forecaster.forecasts import Encoder
@@ -254,15 +255,15 @@ class Service:
         try:
             self._transport.commit(messages, offsets)
         except Fenced:
-            self._telemetry.commit("fenced")
+            self._tell_commit("fenced")
             raise
         except CommitFailed as error:
-            self._telemetry.commit("failed")
+            self._tell_commit("failed")
             self._log.warning("commit_failed", reason=str(error), messages=len(messages))
             # The next poll hands every partition out anew; until then there is nothing to hold.
             self._drop(tuple(self._held))
             return False
-        self._telemetry.commit("committed")
+        self._tell_commit("committed")
         now_ms = self._world.wall_ms()
         for partition, held in ready.items():
             for read_ms in held.pending.read_ms.values():
@@ -276,6 +277,10 @@ class Service:
             held.pending = Pending()
         self._saving.turn(self._settled())
         return True
+
+    def _tell_commit(self, result: CommitResult) -> None:
+        """Of the one begun last."""
+        self._telemetry.commit(result, self._world.now_s() - self._committed_s)
 
     def _settled(self) -> list[Shard]:
         """The shards that may become checkpoints."""
@@ -295,6 +300,8 @@ class Service:
         shards = [held.shard for held in self._held.values()]
         self._scoreboard.show(shards, self._transport.lag())
         self._saving.show(shards)
+        self._telemetry.partitions(assigned=len(shards), restoring=len(restoring))
+        self._telemetry.heartbeat(self._world.wall_ms() / 1000)
 
     def _log_keys_shed(self, now_s: float) -> None:
         self._log.warning(

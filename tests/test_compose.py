@@ -43,10 +43,14 @@ def test_commands_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_mounts_exist(name: str) -> None:
-    """A file that is mounted lies in the tree; a volume is declared."""
+    """What is mounted lies in the tree, for reading only; a volume is declared."""
     for mount in SERVICES[name].get("volumes", []):
-        source = mount.split(":")[0]
-        assert (ROOT / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"]
+        source, _, mode = [*mount.split(":"), ""][:3]
+        if source.startswith("."):
+            assert (ROOT / source).exists()
+            assert mode == "ro"
+        else:
+            assert source in COMPOSE["volumes"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -58,12 +62,81 @@ def test_images_are_pinned_and_ports_are_loopback(name: str) -> None:
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_the_keys_of_a_service_are_known(name: str) -> None:
+    """A misspelt one would stop everything."""
+    assert set(SERVICES[name]) <= {
+        *("image", "build", "command", "environment", "hostname", "ports", "volumes", "tmpfs"),
+        *("depends_on", "healthcheck", "restart", "stop_grace_period"),
+        *("read_only", "cap_drop", "security_opt", "mem_limit"),
+    }
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_a_service_waits_for_comes(name: str) -> None:
+    """It is there; if it is to be healthy it has a check, if it is to complete it ends."""
+    needed = SERVICES[name].get("depends_on", {})
+    for other, how in needed.items() if isinstance(needed, dict) else ():
+        match how["condition"]:
+            case "service_healthy":
+                assert SERVICES[other]["healthcheck"]["test"]
+            case "service_completed_successfully":
+                assert SERVICES[other]["restart"].startswith("on-failure")
+            case other_condition:
+                raise AssertionError(other_condition)
+    assert set(needed) <= set(SERVICES)
+
+
+def test_the_forecaster_can_be_scaled() -> None:
+    """Two replicas clash neither in a name, nor in an instance id, nor in a port of the host."""
+    service = SERVICES["forecaster"]
+    (published,) = service["ports"]
+    _, range_, inside = published.split(":")
+    first, last = map(int, range_.split("-"))
+
+    assert {"container_name", "hostname"}.isdisjoint(service)
+    assert not [name for name in service["environment"] if "INSTANCE_ID" in name]
+    assert last - first >= 1
+    assert inside == IMAGE_ENVIRONMENT["STREAM_FORECASTER__HTTP__PORT"]
+
+
+def test_ports_of_the_host_do_not_clash() -> None:
+    """Each is asked for by one service."""
+    taken: list[int] = []
+    for service in SERVICES.values():
+        for published in service.get("ports", []):
+            first, _, last = published.split(":")[1].partition("-")
+            taken += range(int(first), int(last or first) + 1)
+
+    assert len(taken) == len(set(taken))
+
+
 def test_state_lies_where_the_image_lets_it() -> None:
     """The volume, the default of the settings and the mount are one folder."""
     folder = config.Settings().state.checkpoint_url.removeprefix("file://")
 
     assert f"VOLUME {folder}\n" in DOCKERFILE
     assert f"forecaster-state:{folder}" in SERVICES["forecaster"]["volumes"]
+
+
+def test_grafana_finds_what_is_mounted() -> None:
+    """The source by its service's name and port, the dashboard where the provider looks."""
+    mounts = dict(mount.split(":")[:2] for mount in SERVICES["grafana"]["volumes"])
+    provisioning = ROOT / "deploy/grafana/provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
+    (provider,) = yaml.safe_load((provisioning / "dashboards/stream-forecaster.yml").read_text())[
+        "providers"
+    ]
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+
+    assert mounts["./deploy/grafana/provisioning"] == "/etc/grafana/provisioning"
+    assert mounts["./deploy/grafana/dashboards"] == provider["options"]["path"]
+    assert (ROOT / "deploy/grafana/dashboards" / Path(home).name).is_file()
+    assert str(Path(home).parent) == provider["options"]["path"]
+    assert source["url"] == "http://prometheus:9090"
+    assert SERVICES["prometheus"]["ports"][0].endswith(":9090")
 
 
 def test_what_the_image_copies_exists() -> None:
@@ -81,13 +154,13 @@ def test_what_the_image_copies_exists() -> None:
         assert f"!{source}" in let_through
 
 
-def test_prometheus_scrapes_the_forecaster() -> None:
-    """Its target is the service's name and the port the image listens on."""
+def test_prometheus_scrapes_every_forecaster() -> None:
+    """It asks for all addresses of the service, on the port that the image listens on."""
     path = ROOT / "deploy/prometheus/prometheus.yml"
     (job,) = yaml.safe_load(path.read_text())["scrape_configs"]
-    (target,) = job["static_configs"][0]["targets"]
+    (found,) = job["dns_sd_configs"]
 
-    host, port = target.split(":")
-
-    assert host in OURS
-    assert port == IMAGE_ENVIRONMENT["STREAM_FORECASTER__HTTP__PORT"]
+    assert found["names"] == ["forecaster"]
+    assert found["names"][0] in OURS
+    assert found["type"] == "A"
+    assert str(found["port"]) == IMAGE_ENVIRONMENT["STREAM_FORECASTER__HTTP__PORT"]

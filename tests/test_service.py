@@ -446,6 +446,11 @@ def test_metrics_after_a_run() -> None:
     assert process.metric("rejects_total", reason="not_json") == 1
     assert process.metric("rejects_total", reason="too_late") == 0
     assert process.metric("keys") == 6
+    assert process.metric("keys_limit") == 100_000
+    assert process.metric("partitions_assigned") == 1
+    assert process.metric("partitions_restoring") == 0
+    assert process.metric("heartbeat_timestamp_seconds") == (_END_MS + 5_000) / 1000
+    assert process.metric("drift_total", resolution="60s") == 0
     assert (process.metric("state_bytes") or 0) > 0
     assert process.metric("lag_records", partition="0") == 0
     watermark_s = process.metric("watermark_timestamp_seconds", partition="0")
@@ -460,6 +465,9 @@ def test_metrics_after_a_run() -> None:
     for forecaster in ("published", "naive", "moving_average", "seasonal"):
         labels = {"resolution": "60s", "forecaster": forecaster}
         assert (process.metric("absolute_error_count", **labels) or 0) > 100
+    judged = process.metric("absolute_error_count", resolution="60s", forecaster="published")
+    assert process.metric("pinball_loss_count", resolution="60s") == judged
+    assert (process.metric("pinball_loss_sum", resolution="60s") or 0) > 0
     assert process.metric("skill_ratio", resolution="60s") is not None
     coverage = process.metric("interval_coverage_ratio", resolution="60s", level="0.8")
     assert coverage is not None

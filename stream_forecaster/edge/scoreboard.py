@@ -32,6 +32,9 @@ class Scoreboard:
     def __init__(self, telemetry: Telemetry, settings: Settings) -> None:
         self._telemetry = telemetry
         self._names = [f"{r.step_ms // 1000}s" for r in settings.resolutions]
+        self._max_keys = settings.state.max_keys
+        for name in self._names:
+            telemetry.drift(name, 0)
         self._scores: list[Score] | None = None
 
     def count(self, turn: Turn) -> None:
@@ -51,7 +54,7 @@ class Scoreboard:
 
     def show(self, shards: Sequence[Shard], lag: Mapping[int, int]) -> None:
         """Set what is held now: keys, bytes, watermarks, weights; and the lag."""
-        self._telemetry.keys(sum(shard.keys for shard in shards))
+        self._telemetry.keys(sum(shard.keys for shard in shards), len(shards) * self._max_keys)
         self._telemetry.state_bytes(sum(shard.state_bytes for shard in shards))
         self._telemetry.lag(lag)
         for shard in shards:
@@ -81,6 +84,8 @@ class Scoreboard:
             if scored_as in new.forecasters:
                 total = float(new.absolute[new.forecasters.index(scored_as)].sum())
                 self._telemetry.absolute_error(name, forecaster, total=total, n=landed)
+        pinball = float(new.pinball.mean(axis=1).sum())
+        self._telemetry.pinball_loss(name, total=pinball, n=landed)
         self._telemetry.skill(name, running.skill())
         for level, ratio in running.coverage().items():
             self._telemetry.interval_coverage(name, level, ratio)

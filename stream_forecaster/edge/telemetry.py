@@ -26,12 +26,14 @@ from stream_forecaster.events import Reason
 PREFIX = "streamforecaster"
 
 CommitResult = Literal["committed", "failed", "fenced"]
+Origin = Literal["prior", "pool", "pool+lstm"]
 Unusable = Literal["corrupt", "unreadable"]
 Forecaster = Literal["published", "naive", "seasonal", "moving_average", "lstm"]
 
 _HOP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_COMMIT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _CHECKPOINT_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
-# An event waits for its bucket to close and for lateness to pass before a forecast can know it.
+# From the record that made it due: a bucket's width and lateness are not in it, a backlog is.
 _EVENT_TO_FORECAST_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 180, 300, 600, 1800, 3600)
 
 
@@ -58,6 +60,8 @@ class Telemetry:
         for reason in Reason:
             self._rejects.labels(reason)
         self._forecasts = counter("forecasts", "Forecasts published, by origin.", ["origin"])
+        for origin in get_args(Origin):
+            self._forecasts.labels(origin)
         self._forecasts_shed = counter(
             "forecasts_shed", "Forecasts not published, by why.", ["reason"]
         )
@@ -71,19 +75,26 @@ class Telemetry:
         )
         self._event_to_forecast = histogram(
             "event_to_forecast_seconds",
-            "From the time of a forecast's last event to its commit.",
+            "From the time of the record that made a forecast due to its commit.",
             buckets=_EVENT_TO_FORECAST_SECONDS,
         )
         self._commits = counter("commits", "Commits, by result.", ["result"])
-        for result in ("committed", "failed", "fenced"):
+        for result in get_args(CommitResult):
             self._commits.labels(result)
+        self._commit_seconds = histogram(
+            "commit_seconds", "Time to encode and commit what is due.", buckets=_COMMIT_SECONDS
+        )
         self._rebalances = counter("rebalances", "Changes of the partitions held.")
+        self._assigned = gauge("partitions_assigned", "Partitions held.")
+        self._restoring = gauge("partitions_restoring", "Partitions held and not yet recovered.")
+        self._heartbeat = gauge("heartbeat_timestamp_seconds", "When the loop last turned.")
 
     def _observe_state(self) -> None:
         counter = partial(Counter, namespace=PREFIX, registry=self._registry)
         gauge = partial(Gauge, namespace=PREFIX, registry=self._registry)
         histogram = partial(Histogram, namespace=PREFIX, registry=self._registry)
         self._keys = gauge("keys", "Keys held.")
+        self._keys_limit = gauge("keys_limit", "Keys that the partitions held may have at most.")
         self._state_bytes = gauge("state_bytes", "Memory held by the state of all partitions.")
         self._keys_expired = counter("keys_expired", "Keys dropped after their time to live.")
         self._keys_forgotten = counter("keys_forgotten", "Keys dropped by a tombstone in the log.")
@@ -120,10 +131,18 @@ class Telemetry:
     def _observe_quality(self) -> None:
         counter = partial(Counter, namespace=PREFIX, registry=self._registry)
         gauge = partial(Gauge, namespace=PREFIX, registry=self._registry)
-        self._absolute_error = _ErrorTotals(
-            f"{PREFIX}_absolute_error", "Absolute errors of forecasts whose time has come."
+        self._absolute_error = _Totals(
+            f"{PREFIX}_absolute_error",
+            "Absolute errors of forecasts whose time has come.",
+            ["resolution", "forecaster"],
         )
-        self._registry.register(self._absolute_error)
+        self._pinball_loss = _Totals(
+            f"{PREFIX}_pinball_loss",
+            "Pinball losses of published quantiles, mean of all levels.",
+            ["resolution"],
+        )
+        for totals in (self._absolute_error, self._pinball_loss):
+            self._registry.register(totals)
         self._coverage = gauge(
             "interval_coverage_ratio",
             "Share of outcomes inside the central interval of this level.",
@@ -186,20 +205,31 @@ class Telemetry:
         self._hop.observe(seconds)
 
     def event_to_forecast(self, seconds: float) -> None:
-        """Observe the age of a forecast's last event at its commit."""
+        """Observe, at a forecast's commit, the age of the record that made it due."""
         self._event_to_forecast.observe(seconds)
 
-    def commit(self, result: CommitResult) -> None:
-        """Count a commit."""
+    def commit(self, result: CommitResult, seconds: float) -> None:
+        """Count a commit, and observe how long it took, encoding included."""
         self._commits.labels(result).inc()
+        self._commit_seconds.observe(seconds)
 
     def rebalance(self) -> None:
         """Count a change of the partitions held."""
         self._rebalances.inc()
 
-    def keys(self, n: int) -> None:
-        """Set the number of keys held."""
+    def partitions(self, *, assigned: int, restoring: int) -> None:
+        """Set how many partitions are held, and how many of those are still being recovered."""
+        self._assigned.set(assigned)
+        self._restoring.set(restoring)
+
+    def heartbeat(self, timestamp_s: float) -> None:
+        """Set when the loop last turned, epoch seconds."""
+        self._heartbeat.set(timestamp_s)
+
+    def keys(self, n: int, limit: int) -> None:
+        """Set the number of keys held, and how many there may be."""
         self._keys.set(n)
+        self._keys_limit.set(limit)
 
     def state_bytes(self, n: int) -> None:
         """Set the memory held by all shards."""
@@ -249,7 +279,11 @@ class Telemetry:
         self, resolution: str, forecaster: Forecaster, *, total: float, n: int
     ) -> None:
         """Add `n` landed absolute errors that sum to `total`."""
-        self._absolute_error.add(resolution, forecaster, total, n)
+        self._absolute_error.add((resolution, forecaster), total, n)
+
+    def pinball_loss(self, resolution: str, *, total: float, n: int) -> None:
+        """Add `n` landed pinball losses, means over the quantile levels, that sum to `total`."""
+        self._pinball_loss.add((resolution,), total, n)
 
     def interval_coverage(self, resolution: str, level: float, ratio: float) -> None:
         """Set the share of outcomes inside the central interval of `level` (0.8 for 80 %)."""
@@ -272,16 +306,15 @@ class Telemetry:
         self._drift.labels(resolution).inc(n)
 
 
-class _ErrorTotals(Collector):
+class _Totals(Collector):
     """A summary that grows by whole batches; the library's own takes one observation at a time."""
 
-    def __init__(self, name: str, documentation: str) -> None:
-        self._name, self._documentation = name, documentation
-        self._totals: dict[tuple[str, str], tuple[float, int]] = {}
+    def __init__(self, name: str, documentation: str, labels: list[str]) -> None:
+        self._name, self._documentation, self._labels = name, documentation, labels
+        self._totals: dict[tuple[str, ...], tuple[float, int]] = {}
         self._lock = Lock()
 
-    def add(self, resolution: str, forecaster: str, total: float, n: int) -> None:
-        labels = resolution, forecaster
+    def add(self, labels: tuple[str, ...], total: float, n: int) -> None:
         with self._lock:
             total_before, n_before = self._totals.get(labels, (0.0, 0))
             self._totals[labels] = total_before + total, n_before + n
@@ -297,6 +330,4 @@ class _ErrorTotals(Collector):
         yield family
 
     def _family(self) -> SummaryMetricFamily:
-        return SummaryMetricFamily(
-            self._name, self._documentation, labels=["resolution", "forecaster"]
-        )
+        return SummaryMetricFamily(self._name, self._documentation, labels=self._labels)

@@ -1,4 +1,5 @@
 import sys
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -9,40 +10,49 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
-from stream_forecaster.edge.telemetry import CommitResult, Forecaster, Telemetry
+from stream_forecaster.edge.telemetry import CommitResult, Forecaster, Origin, Telemetry
+from stream_forecaster.errors import StoreFault
 from stream_forecaster.events import Reason
 
 CONTRACT = {
-    "events_total": set(),
-    "rejects_total": {"reason"},
-    "forecasts_total": {"origin"},
-    "lag_records": {"partition"},
-    "watermark_timestamp_seconds": {"partition"},
-    "keys": set(),
-    "state_bytes": set(),
-    "hop_seconds_bucket": {"le"},
-    "hop_seconds_sum": set(),
-    "hop_seconds_count": set(),
-    "event_to_forecast_seconds_bucket": {"le"},
-    "event_to_forecast_seconds_sum": set(),
-    "event_to_forecast_seconds_count": set(),
-    "commits_total": {"result"},
-    "checkpoint_timestamp_seconds": set(),
-    "checkpoint_age_seconds": set(),
-    "checkpoints_failed_total": {"reason"},
-    "checkpoints_unusable_total": {"reason"},
-    "checkpoints_too_old": set(),
-    "restore_seconds": set(),
-    "rebalances_total": set(),
-    "absolute_error_sum": {"resolution", "forecaster"},
-    "absolute_error_count": {"resolution", "forecaster"},
-    "interval_coverage_ratio": {"resolution", "level"},
-    "skill_ratio": {"resolution"},
-    "expert_weight": {"resolution", "expert"},
-    "drift_total": {"resolution"},
-    "build_info": {"version", "pipeline", "config_id"},
+    "events": ("counter", set()),
+    "rejects": ("counter", {"reason"}),
+    "forecasts": ("counter", {"origin"}),
+    "forecasts_shed": ("counter", {"reason"}),
+    "lag_records": ("gauge", {"partition"}),
+    "watermark_timestamp_seconds": ("gauge", {"partition"}),
+    "hop_seconds": ("histogram", set()),
+    "event_to_forecast_seconds": ("histogram", set()),
+    "commits": ("counter", {"result"}),
+    "commit_seconds": ("histogram", set()),
+    "rebalances": ("counter", set()),
+    "partitions_assigned": ("gauge", set()),
+    "partitions_restoring": ("gauge", set()),
+    "heartbeat_timestamp_seconds": ("gauge", set()),
+    "keys": ("gauge", set()),
+    "keys_limit": ("gauge", set()),
+    "keys_expired": ("counter", set()),
+    "keys_forgotten": ("counter", set()),
+    "keys_shed": ("counter", set()),
+    "state_bytes": ("gauge", set()),
+    "checkpoint_timestamp_seconds": ("gauge", set()),
+    "checkpoint_age_seconds": ("gauge", set()),
+    "checkpoint_write_seconds": ("histogram", set()),
+    "checkpoints_failed": ("counter", {"reason"}),
+    "checkpoints_unusable": ("counter", {"reason"}),
+    "checkpoints_too_old": ("gauge", set()),
+    "restore_seconds": ("gauge", set()),
+    "absolute_error": ("summary", {"resolution", "forecaster"}),
+    "pinball_loss": ("summary", {"resolution"}),
+    "interval_coverage_ratio": ("gauge", {"resolution", "level"}),
+    "skill_ratio": ("gauge", {"resolution"}),
+    "expert_weight": ("gauge", {"resolution", "expert"}),
+    "drift": ("counter", {"resolution"}),
+    "training_steps": ("counter", set()),
+    "build": ("info", {"version", "pipeline", "config_id"}),
 }
-"""Sample name without its prefix -> label names, as dashboards and alerts rely on them."""
+"""Every family without its prefix -> its type and labels, as dashboards and alerts rely on them.
+In samples a counter ends in `_total`, an info in `_info`."""
 
 
 @pytest.fixture
@@ -69,9 +79,11 @@ def _exercise(telemetry: Telemetry) -> None:
     telemetry.watermark(0, 1_500)
     telemetry.hop(0.02)
     telemetry.event_to_forecast(70.0)
-    telemetry.commit("committed")
+    telemetry.commit("committed", 0.03)
     telemetry.rebalance()
-    telemetry.keys(11)
+    telemetry.partitions(assigned=4, restoring=1)
+    telemetry.heartbeat(1_700_000_001.5)
+    telemetry.keys(11, 400)
     telemetry.state_bytes(4096)
     telemetry.keys_expired(1)
     telemetry.keys_shed(6)
@@ -84,23 +96,26 @@ def _exercise(telemetry: Telemetry) -> None:
     telemetry.checkpoints_too_old(2)
     telemetry.restore(2.5)
     telemetry.absolute_error("1m", "published", total=3.0, n=4)
+    telemetry.pinball_loss("1m", total=1.5, n=4)
     telemetry.interval_coverage("1m", 0.8, 0.79)
     telemetry.skill("1h", 0.34)
     telemetry.expert_weight("1h", "ewma_fast", 0.2)
     telemetry.drift("1d", 1)
+    telemetry.training_steps(3)
 
 
 def test_the_contract_is_kept(telemetry: Telemetry, registry: CollectorRegistry) -> None:
-    """Every name and label that others rely on is there, exactly so."""
+    """Every name, type and label that others rely on is there, exactly so; no label holds a key."""
     _exercise(telemetry)
 
-    found = {
-        sample.name.removeprefix("streamforecaster_"): set(sample.labels)
-        for metric in registry.collect()
-        for sample in metric.samples
-        if sample.name.startswith("streamforecaster_")
-    }
-    assert {name: found.get(name) for name in CONTRACT} == CONTRACT
+    assert {
+        family.name.removeprefix("streamforecaster_"): (
+            family.type,
+            {label for sample in family.samples for label in sample.labels} - {"le"},
+        )
+        for family in registry.collect()
+        if family.name.startswith("streamforecaster_")
+    } == CONTRACT
 
 
 @pytest.mark.parametrize(
@@ -134,6 +149,14 @@ def test_the_contract_is_kept(telemetry: Telemetry, registry: CollectorRegistry)
         ("restore_seconds", {}, 2.5),
         ("absolute_error_sum", {"resolution": "1m", "forecaster": "published"}, 3),
         ("absolute_error_count", {"resolution": "1m", "forecaster": "published"}, 4),
+        ("pinball_loss_sum", {"resolution": "1m"}, 1.5),
+        ("pinball_loss_count", {"resolution": "1m"}, 4),
+        ("partitions_assigned", {}, 4),
+        ("partitions_restoring", {}, 1),
+        ("heartbeat_timestamp_seconds", {}, 1_700_000_001.5),
+        ("commit_seconds_sum", {}, 0.03),
+        ("keys_limit", {}, 400),
+        ("training_steps_total", {}, 3),
         ("interval_coverage_ratio", {"resolution": "1m", "level": "0.8"}, 0.79),
         ("skill_ratio", {"resolution": "1h"}, 0.34),
         ("expert_weight", {"resolution": "1h", "expert": "ewma_fast"}, 0.2),
@@ -204,26 +227,34 @@ def test_revoked_partitions_leave_no_series(
     assert _value(registry, "watermark_timestamp_seconds", partition="1") == 2
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_every_reason_is_there_from_the_start(
-    telemetry: Telemetry, registry: CollectorRegistry, reason: Reason
+KNOWN = [
+    *(("rejects_total", "reason", reason.value) for reason in Reason),
+    *(("commits_total", "result", result) for result in get_args(CommitResult)),
+    *(("forecasts_total", "origin", origin) for origin in get_args(Origin)),
+    *(("checkpoints_failed_total", "reason", fault) for fault in get_args(StoreFault)),
+]
+
+
+@pytest.mark.parametrize(("name", "label", "value"), KNOWN)
+def test_what_is_known_beforehand_is_there_from_the_start(
+    telemetry: Telemetry, registry: CollectorRegistry, name: str, label: str, value: str
 ) -> None:
     """A rate cannot see the first increase of a series that appears with it."""
     del telemetry
 
-    assert _value(registry, "rejects_total", reason=reason.value) == 0
+    assert _value(registry, name, **{label: value}) == 0
 
 
-@pytest.mark.parametrize("result", ["committed", "failed", "fenced"])
-def test_every_commit_result_is_there_from_the_start(
+@pytest.mark.parametrize("result", get_args(CommitResult))
+def test_a_commit_counts_towards_its_own_result(
     telemetry: Telemetry, registry: CollectorRegistry, result: CommitResult
 ) -> None:
-    """As for the reasons; and a report counts towards its own result."""
-    before = _value(registry, "commits_total", result=result)
+    """And only to that."""
+    telemetry.commit(result, 0.1)
 
-    telemetry.commit(result)
-
-    assert (before, _value(registry, "commits_total", result=result)) == (0, 1)
+    assert {r: _value(registry, "commits_total", result=r) for r in get_args(CommitResult)} == {
+        r: int(r == result) for r in get_args(CommitResult)
+    }
 
 
 def test_without_accept_the_text_format_is_served(telemetry: Telemetry) -> None:

@@ -1,0 +1,87 @@
+"""What the Dockerfile does at the build and at the start, done here."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCKERFILE = (Path(__file__).parents[2] / "Dockerfile").read_text()
+_STAGES = DOCKERFILE.split("\nFROM ")
+_COMPILE = re.compile(r"RUN NUMBA_CACHE_DIR=(\S+) \\\n +/opt/venv/bin/python -c \"(.+)\"\n")
+_STUB = """#!/bin/sh
+echo "arguments: $*"
+[ "$1" = version ] || exec "{python}" -c "{program}"
+"""
+
+
+def _variable(stage: str, name: str) -> str:
+    (value,) = re.findall(rf"{name}=(\S+)", stage)
+    return str(value)
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> tuple[Path, str]:
+    """What the build compiles, where it was told to; and the program that did it."""
+    found = _COMPILE.search(_STAGES[2])
+    assert found is not None
+    assert found[1] == "/opt/compiled"
+    program = found[2]
+    folder = tmp_path / "opt"
+    environment = os.environ | {
+        "NUMBA_CACHE_DIR": str(folder),
+        "NUMBA_CPU_NAME": _variable(_STAGES[2], "NUMBA_CPU_NAME"),
+    }
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    return folder, program
+
+
+def _start(folder: Path, program: str, tmp: Path, *arguments: str) -> str:
+    """What the entry point writes; `folder` is what the image has, `tmp` its /tmp."""
+    (entry,) = re.findall(r"^ENTRYPOINT (\[.+\])$", _STAGES[3], re.MULTILINE)
+    shell, flag, script, *name = json.loads(entry)
+    stub = tmp / "bin" / "stream-forecaster"
+    stub.parent.mkdir(parents=True, exist_ok=True)
+    stub.write_text(_STUB.format(python=sys.executable, program=program))
+    stub.chmod(0o755)
+    cache = _variable(_STAGES[3], "NUMBA_CACHE_DIR").replace("/tmp", str(tmp))  # noqa: S108  (as the image has it)
+    environment = os.environ | {
+        "PATH": f"{stub.parent}:{os.environ['PATH']}",
+        "NUMBA_CACHE_DIR": cache,
+        "NUMBA_CPU_NAME": _variable(_STAGES[3], "NUMBA_CPU_NAME"),
+        "NUMBA_DEBUG_CACHE": "1",
+    }
+    command = [shell, flag, script.replace("/opt/compiled", str(folder)), *name, *arguments]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.timeout(300)  # everything is compiled anew
+def test_a_start_compiles_nothing(compiled: tuple[Path, str], tmp_path: Path) -> None:
+    """It loads what the image has; also after a restart, when /tmp has it already."""
+    folder, program = compiled
+
+    for _ in range(2):
+        said = _start(folder, program, tmp_path / "tmp", "run", "--config", "a b")
+
+        assert "arguments: run --config a b" in said
+        assert said.count("data loaded from") == len(list(folder.rglob("*.nbc"))) > 10
+        assert "data saved to" not in said
+
+
+def test_without_a_place_to_write_it_starts_all_the_same(tmp_path: Path) -> None:
+    """The copy fails without a word: then it is compiled."""
+    assert "arguments: version" in _start(tmp_path / "nothing", "", tmp_path / "tmp", "version")
+
+
+def test_the_final_stage_writes_nothing_and_is_nobody() -> None:
+    """Its user is a number, so that a cluster can see that it is not root."""
+    final = _STAGES[3]
+
+    assert re.search(r"^USER \d+:\d+$", final, re.MULTILINE)
+    assert "pip" not in final
+    assert _variable(final, "PYTHONDONTWRITEBYTECODE") == "1"
