@@ -1,5 +1,6 @@
-"""The example runs on a broker, with forecasts that a shard made."""
+"""The examples run on a broker, with forecasts that a shard made."""
 
+import csv
 import importlib.util
 import json
 import math
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 
 from stream_forecaster.records import Message
 
-_RANKING = Path(__file__).parent.parent / "examples" / "ranking.py"
+_EXAMPLES = Path(__file__).parent.parent / "examples"
+_RANKING = _EXAMPLES / "ranking.py"
 _SETTINGS = streams.settings()
 
 
@@ -164,3 +166,17 @@ def test_it_runs(clients: Clients) -> None:
 
     assert "trending:" in said
     assert "  1. " in said
+
+
+def test_rows_are_a_csv_file(clients: Clients) -> None:
+    """Of the newest forecasts, one row for each step."""
+    command = [sys.executable, str(_EXAMPLES / "rows.py"), clients.served.bootstrap]
+
+    done = subprocess.run(
+        [*command, publish(clients), "--step", "3600"], capture_output=True, text=True, check=True
+    )
+
+    rows = [row for row in csv.DictReader(done.stdout.splitlines()) if row["unique_id"] == "riser"]
+    (hour,) = (r for r in newest()["riser"]["resolutions"] if r["step_s"] == 3600)
+    assert [float(row["StreamForecaster"]) for row in rows] == hour["mean"]
+    assert [float(row["StreamForecaster-hi-80"]) for row in rows] == hour["quantiles"]["0.9"]

@@ -3,20 +3,21 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from itertools import islice
 from typing import Any
 
-import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from stream_forecaster import reader
 from stream_forecaster.calendar import EARLIEST_MS, LATEST_MS
 from stream_forecaster.dead_letters import DeadLetter
 from stream_forecaster.edge.topics import Probe, StoredRecord, TopicState
+from stream_forecaster.errors import SchemaMismatch
 from stream_forecaster.forecasts import rfc3339
+from stream_forecaster.reader import Forecast, Resolution
 
 _MOST_ROWS = 1_000
 """Keys that a live table remembers; the screen shows fewer."""
@@ -208,62 +209,30 @@ def _time(time_ms: int | None) -> str | None:
 
 
 def tail_json(record: StoredRecord) -> str:
-    """An output record as a line of JSON: its value, or which key was forgotten."""
+    """An output record as a line of JSON: its value, or which key is gone, and why."""
     if record.value is not None:
         return record.value.decode("utf-8", "replace")
-    key = (record.key or b"").decode("utf-8", "backslashreplace")
-    headers = dict(record.headers)
-    if (headers.get("ce_type") or b"").endswith(b".forgotten.v1"):
-        return json.dumps({"key": key, "forgotten": True}, ensure_ascii=False)
-    expired_at = (headers.get("ce_time") or b"").decode()
+    change = reader.decode(record)
+    key = change.key.decode("utf-8", "backslashreplace")
+    if change.gone in {"forgotten", "shed"}:
+        return json.dumps({"key": key, change.gone: True}, ensure_ascii=False)
+    expired_at = (dict(record.headers).get("ce_time") or b"").decode()
     return json.dumps({"key": key, "expired_at": expired_at}, ensure_ascii=False)
-
-
-class _Resolution(msgspec.Struct):
-    """What the table needs of one: here the messages are read, by their schema, as others do."""
-
-    step_s: int
-    mean: list[float]
-    quantiles: dict[str, list[float]]
-
-    @property
-    def next_bucket(self) -> str:
-        """The mean of the first bucket ahead, and the widest interval around it."""
-        paths = list(self.quantiles.values())
-        return f"{self.mean[0]:.3g} ({paths[0][0]:.3g}..{paths[-1][0]:.3g})"
-
-
-class _Intent(msgspec.Struct):
-    momentum: float
-
-
-class _Quality(msgspec.Struct):
-    observations: int
-    skill: float | None
-
-
-class _Forecast(msgspec.Struct):
-    key: str
-    issued_at: datetime
-    resolutions: list[_Resolution]
-    intent: _Intent
-    quality: _Quality
 
 
 class ForecastTable:
     """The newest forecast of each key; the keys heard of last come first."""
 
     def __init__(self) -> None:
-        self._latest: dict[bytes, _Forecast] = {}
-        self._decode = msgspec.json.Decoder(_Forecast).decode
+        self._latest: dict[bytes, Forecast] = {}
 
     def hear(self, record: StoredRecord) -> None:
         """Take in an output record; what is no forecast is left out."""
-        key = record.key or b""
-        self._latest.pop(key, None)
-        if record.value is not None:
-            with suppress(msgspec.DecodeError):
-                self._latest[key] = self._decode(record.value)
+        self._latest.pop(record.key or b"", None)
+        with suppress(SchemaMismatch):
+            change = reader.decode(record)
+            if change.forecast is not None:
+                self._latest[change.key] = change.forecast
         if len(self._latest) > _MOST_ROWS:
             del self._latest[next(iter(self._latest))]
 
@@ -279,16 +248,22 @@ class ForecastTable:
         return made
 
 
-def _forecast_row(forecast: _Forecast) -> list[object]:
+def _forecast_row(forecast: Forecast) -> list[object]:
     skill = forecast.quality.skill
     return [
         forecast.key,
         f"{forecast.issued_at:%H:%M:%S}",
         forecast.quality.observations,
-        *(resolution.next_bucket for resolution in forecast.resolutions),
+        *(_next_bucket(resolution) for resolution in forecast.resolutions),
         f"{forecast.intent.momentum:+.2f}",
         "" if skill is None else f"{skill:+.2f}",
     ]
+
+
+def _next_bucket(resolution: Resolution) -> str:
+    """The mean of the first bucket ahead, and the widest interval around it."""
+    paths = list(resolution.quantiles.values())
+    return f"{resolution.mean[0]:.3g} ({paths[0][0]:.3g}..{paths[-1][0]:.3g})"
 
 
 def _cell(value: object) -> str:

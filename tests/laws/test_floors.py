@@ -73,6 +73,7 @@ LIST = (
     "edge.refusals",
     "edge.connection",
     "edge.topics",
+    "reader",
     "edge.columnar",
     "edge.publisher",
     "edge.redelivery",
