@@ -1,23 +1,27 @@
 """What the commands print: tables for people, JSON for programs. Never logs."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from stream_forecaster import reader
 from stream_forecaster.calendar import EARLIEST_MS, LATEST_MS
 from stream_forecaster.dead_letters import DeadLetter
+from stream_forecaster.edge.lag import Lag
 from stream_forecaster.edge.topics import Probe, StoredRecord, TopicState
 from stream_forecaster.errors import SchemaMismatch
 from stream_forecaster.forecasts import rfc3339
 from stream_forecaster.reader import Forecast, Resolution
+
+T = TypeVar("T")
 
 _MOST_ROWS = 1_000
 """Keys that a live table remembers; the screen shows fewer."""
@@ -206,6 +210,62 @@ def _time(time_ms: int | None) -> str | None:
     if time_ms is None or not EARLIEST_MS <= time_ms < LATEST_MS:
         return None
     return rfc3339(time_ms)
+
+
+class Bar:
+    """How far work is, on standard error: a bar on a terminal, elsewhere nothing."""
+
+    def __init__(self, bar: Progress, unit: str) -> None:
+        self._bar, self._task, self._total = bar, bar.add_task(unit, total=None), 0
+
+    def expect(self, more: int) -> None:
+        """So many more are to come."""
+        self._total += more
+        self._bar.update(self._task, total=self._total)
+
+    def each(self, done: Iterable[T]) -> Iterator[T]:
+        """Hand things on, and count them."""
+        for one in done:
+            yield one
+            self._bar.advance(self._task)
+
+
+@contextmanager
+def progress(unit: str) -> Iterator[Bar]:
+    """Show a `Bar` as long as the context is open."""
+    err = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        yield Bar(bar, unit)
+
+
+def lag_table(lags: Iterable[Lag], now_ms: int) -> Table:
+    """How far behind each partition is, in records and in time."""
+    rows = [
+        (
+            each.partition,
+            each.committed,
+            each.end,
+            each.records,
+            _time(each.oldest_ms) if each.records else None,
+            each.waiting_s(now_ms),
+        )
+        for each in lags
+    ]
+    columns = ("partition", "committed", "end", "unread", "oldest of them", "waiting s")
+    return table(columns, rows)
+
+
+def lag_json(each: Lag, now_ms: int) -> dict[str, Any]:
+    """The same of one partition, for a program."""
+    return {
+        "partition": each.partition,
+        "committed": each.committed,
+        "end": each.end,
+        "records": each.records,
+        "oldest": _time(each.oldest_ms),
+        "waiting_s": each.waiting_s(now_ms),
+    }
 
 
 def tail_json(record: StoredRecord) -> str:
