@@ -238,8 +238,8 @@ def send_simulated(
     settings: Settings,
     *,
     rate: Annotated[float, typer.Option(min=0.001, help="Events a second.")] = 50.0,
-    users: Annotated[int, typer.Option(min=1)] = 200,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    users: Annotated[int, typer.Option(min=1, help="How many there are.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn by lot.")] = 0,
     seconds: Annotated[float | None, typer.Option(help="End after so long.")] = None,
     speed: Annotated[
         float, typer.Option(min=1, help="How fast the users live, beginning earlier.")
@@ -463,7 +463,7 @@ def run_pretraining(
     *,
     out: WeightsOut,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 40_000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn by lot.")] = 0,
     begin_with: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="Go on from these.")
     ] = None,
