@@ -1,6 +1,6 @@
 """Write the reference pages from the code: settings, commands, metrics, messages.
 
-    python docs/generate.py
+    make docs
 
 Whoever changes one of them runs it; `tests/test_docs.py` fails while a page that is committed is
 not what this would write.

