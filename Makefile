@@ -16,7 +16,7 @@ BIN := .venv/bin
 PIP_FLAGS := --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint bench lock clean
+.PHONY: help demo test chaos lint bench docs lock clean
 
 help: ## this list
 	@echo "stream-forecaster: calibrated forecasts for every key of a Kafka topic, exactly once."
@@ -41,6 +41,9 @@ lint: .venv/installed ## ruff and mypy, as CI runs them
 bench: .venv/installed .venv-bench/installed ## every benchmark, one after the other
 	@for script in benchmarks/*.py; do echo "== $$script"; \
 		PYTHONPATH=tests $(BIN)/python "$$script" $(ARGS) || exit; done
+
+docs: .venv/installed ## write the reference pages of docs/ anew, from the code
+	$(BIN)/python docs/generate.py
 
 # The lock is what pip resolves today for pyproject.toml, written down. Run it with the oldest Python
 # we support. Local version suffixes (+cpu) and CUDA's own packages depend on the machine: left out.

@@ -1,7 +1,7 @@
 """The command line: builds the parts from the settings, and prints.
 
     run · demo                                  the service; the whole line on this machine
-    check · topics · simulate · tail            beside a running service
+    check · topics · simulate · tail · lag      beside a running service
     dlq · forget                                records to send again, keys to erase
     replay · backtest                           events from files
     fit · pretrain                              the weights that the network starts from
@@ -18,9 +18,8 @@ import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from importlib import resources
 from threading import Event
-from typing import Annotated
+from typing import Annotated, Literal
 
 import structlog
 import typer
@@ -29,12 +28,13 @@ from rich.live import Live
 from rich.markup import escape
 from structlog.typing import FilteringBoundLogger
 
-from stream_forecaster import __version__, backtest, demo, plan
+from stream_forecaster import __version__, asyncapi, backtest, demo, plan
 from stream_forecaster.compiled import compile_all
 from stream_forecaster.config import Settings
 from stream_forecaster.edge import console, logs, topics
 from stream_forecaster.edge.http import Health, HttpServer
 from stream_forecaster.edge.kafka import KafkaTransport
+from stream_forecaster.edge.lag import lag as read_lag
 from stream_forecaster.edge.options import (
     AsJson,
     EventFiles,
@@ -43,6 +43,8 @@ from stream_forecaster.edge.options import (
     Partitions,
     ReportFolder,
     WeightsOut,
+    count,
+    examples,
     with_settings,
 )
 from stream_forecaster.edge.signals import stop_on_signals
@@ -71,7 +73,6 @@ _OUT_OF_MEMORY = (
 app = typer.Typer(
     help="Calibrated forecasts for every key of a Kafka topic, exactly once.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(topics_app, name="topics")
@@ -103,7 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 # -- the service -----------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "run --config forecaster.toml",
+        "run --bootstrap-servers kafka:9092 --set input.topic=clicks",
+    )
+)
 @with_settings
 def run(
     settings: Settings,
@@ -176,7 +182,9 @@ def _failed(log: FilteringBoundLogger, error: StreamForecasterError) -> int:
     return error.exit_code
 
 
-@app.command(name="demo")
+@app.command(
+    name="demo", epilog=examples("demo", "demo --seconds 30 --no-browser  # and what was counted")
+)
 def show_demo(
     *,
     seconds: Annotated[float | None, typer.Option(help="End after so long.")] = None,
@@ -189,7 +197,9 @@ def show_demo(
 # -- beside a running service ----------------------------------------------------------------------
 
 
-@app.command()
+@app.command(
+    epilog=examples("check --config forecaster.toml", "check --config forecaster.toml --json")
+)
 @with_settings
 def check(settings: Settings, *, as_json: AsJson = False) -> int:
     """Look at everything `run` will need: broker, topics, group, checkpoint store."""
@@ -216,14 +226,20 @@ def _probe_store(settings: Settings) -> topics.Probe:
     return topics.Probe("checkpoint store", passed=True, detail=f"{url} takes what is written")
 
 
-@app.command(name="simulate")
+@app.command(
+    name="simulate",
+    epilog=examples(
+        "simulate --config forecaster.toml --rate 200 --users 500",
+        "simulate --config forecaster.toml --speed 60 --seconds 60  # an hour of their lives",
+    ),
+)
 @with_settings
 def send_simulated(
     settings: Settings,
     *,
     rate: Annotated[float, typer.Option(min=0.001, help="Events a second.")] = 50.0,
-    users: Annotated[int, typer.Option(min=1)] = 200,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    users: Annotated[int, typer.Option(min=1, help="How many there are.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn by lot.")] = 0,
     seconds: Annotated[float | None, typer.Option(help="End after so long.")] = None,
     speed: Annotated[
         float, typer.Option(min=1, help="How fast the users live, beginning earlier.")
@@ -244,7 +260,13 @@ def send_simulated(
     return OK
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "tail --config forecaster.toml",
+        "tail --config forecaster.toml --key u42 --from-beginning",
+        "tail --config forecaster.toml --from-beginning --no-follow > forecasts.jsonl",
+    )
+)
 @with_settings
 def tail(
     settings: Settings,
@@ -278,7 +300,22 @@ def tail(
     return OK
 
 
-@app.command()
+@app.command(epilog=examples("lag --config forecaster.toml", "lag --config forecaster.toml --json"))
+@with_settings
+def lag(settings: Settings, *, as_json: AsJson = False) -> int:
+    """Show how far behind its input the service is: records, and how long the oldest has waited."""
+    found, now_ms = read_lag(settings), time.time_ns() // 1_000_000
+    if as_json:
+        about = {"topic": settings.input.topic, "group_id": settings.kafka.group_id}
+        rows = [console.lag_json(each, now_ms) for each in found]
+        total = sum(each.records for each in found)
+        console.print_json(Console(), {**about, "records": total, "partitions": rows})
+    else:
+        Console().print(console.lag_table(found, now_ms))
+    return OK
+
+
+@app.command(epilog=examples("forget u42 --config forecaster.toml"))
 @with_settings
 def forget(
     settings: Settings,
@@ -311,7 +348,13 @@ def forget(
 # -- events from files -----------------------------------------------------------------------------
 
 
-@app.command(name="backtest")
+@app.command(
+    name="backtest",
+    epilog=examples(
+        "backtest --config forecaster.toml --events january.jsonl february.csv.gz",
+        "backtest --config forecaster.toml --events events.csv --report report --compare",
+    ),
+)
 @with_settings
 def run_backtest(  # noqa: PLR0913  (one parameter per option)
     settings: Settings,
@@ -348,7 +391,11 @@ def run_backtest(  # noqa: PLR0913  (one parameter per option)
     )
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "replay --config forecaster.toml --events events.jsonl --verify forecasts.jsonl",
+    )
+)
 @with_settings
 def replay(  # noqa: PLR0913  (one parameter per option)
     settings: Settings,
@@ -377,7 +424,12 @@ def replay(  # noqa: PLR0913  (one parameter per option)
 # -- the network's weights -------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "fit --config forecaster.toml --events history.jsonl --out mine.safetensors",
+        "run --config forecaster.toml --set model.weights=mine.safetensors  # to start from them",
+    )
+)
 @with_settings
 def fit(  # noqa: PLR0913  (one parameter per option)
     settings: Settings,
@@ -403,12 +455,15 @@ def fit(  # noqa: PLR0913  (one parameter per option)
     )
 
 
-@app.command(name="pretrain")
+@app.command(
+    name="pretrain",
+    epilog=examples("pretrain --out weights.safetensors", "pretrain --out quick.st --steps 200"),
+)
 def run_pretraining(
     *,
     out: WeightsOut,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 40_000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn by lot.")] = 0,
     begin_with: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="Go on from these.")
     ] = None,
@@ -425,12 +480,17 @@ def run_pretraining(
 # -- to look things up -----------------------------------------------------------------------------
 
 
-@app.command(name="plan")
+@app.command(
+    name="plan",
+    epilog=examples("plan --keys 100k", "plan --keys 1e6 --config forecaster.toml --json"),
+)
 @with_settings
 def show_plan(
     settings: Settings,
     *,
-    keys: Annotated[int, typer.Option(min=1, help="How many keys a partition has.")],
+    keys: Annotated[
+        int, typer.Option(parser=count, metavar="N", help="How many keys a partition has.")
+    ],
     as_json: AsJson = False,
 ) -> int:
     """Say what the state of so many keys takes in memory, in the full and the lean profile."""
@@ -442,14 +502,31 @@ def show_plan(
     return OK
 
 
-@app.command(name="schema")
-def print_message_schema() -> None:
-    """Print the JSON Schema of the messages."""
-    folder = resources.files("stream_forecaster") / "schemas"
-    typer.echo((folder / "forecast-1.json").read_text("utf-8"), nl=False)
+@app.command(
+    name="schema",
+    epilog=examples(
+        "schema > forecast-1.json",
+        "schema --format asyncapi --config forecaster.toml > asyncapi.json",
+    ),
+)
+@with_settings
+def print_message_schema(
+    settings: Settings,
+    *,
+    style: Annotated[
+        Literal["json-schema", "asyncapi"],
+        typer.Option("--format", help="Of the messages alone, or of all topics as settings say."),
+    ] = "json-schema",
+) -> int:
+    """Print the JSON Schema of the messages, or an AsyncAPI document of the topics."""
+    if style == "asyncapi":
+        console.print_json(Console(), asyncapi.document(settings))
+    else:
+        typer.echo(asyncapi.forecast_schema(), nl=False)
+    return OK
 
 
-@app.command()
+@app.command(epilog=examples("version"))
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)

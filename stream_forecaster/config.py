@@ -144,16 +144,37 @@ class Kafka(_Section):
     handed to the client as they are.
     """  # noqa: D205  (one sentence that does not fit one line)
 
-    bootstrap_servers: str = "localhost:9092"
-    group_id: str = Field("stream-forecaster", min_length=1)
-    guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    bootstrap_servers: str = Field(
+        "localhost:9092", description="where to begin: `host:port`, or several with commas"
+    )
+    group_id: str = Field(
+        "stream-forecaster",
+        min_length=1,
+        description="the consumer group, and the pipeline's name in forecasts and checkpoints",
+    )
+    guarantee: Literal["exactly_once", "at_least_once"] = Field(
+        "exactly_once",
+        description="at_least_once: no transactions, and messages may repeat after a crash",
+    )
     instance_id: str = Field(
         "", description="stable over restarts, unique in the group; empty: host and a locked index"
     )
-    session_timeout_ms: Duration = Field(10_000, alias="session_timeout")
-    transaction_timeout_ms: Duration = Field(30_000, alias="transaction_timeout")
-    max_poll_interval_ms: Duration = Field(300_000, alias="max_poll_interval")
-    max_poll_records: int = Field(20_000, ge=1)
+    session_timeout_ms: Duration = Field(
+        10_000,
+        alias="session_timeout",
+        description="a process that was not heard of for so long loses its partitions",
+    )
+    transaction_timeout_ms: Duration = Field(
+        30_000,
+        alias="transaction_timeout",
+        description="the broker undoes a commit that takes longer",
+    )
+    max_poll_interval_ms: Duration = Field(
+        300_000,
+        alias="max_poll_interval",
+        description="a process that takes longer over one turn loses its partitions",
+    )
+    max_poll_records: int = Field(20_000, ge=1, description="records of one turn, at most")
     commit_interval_ms: Duration = Field(
         1_000,
         alias="commit_interval",
@@ -162,20 +183,31 @@ class Kafka(_Section):
     give_up_after_ms: Duration = Field(
         0, alias="give_up_after", description="exit 3 when no broker answers for so long; 0s: never"
     )
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: str | None = None
-    sasl_plain_username: str | None = None
-    sasl_plain_password: Secret = None
-    sasl_kerberos_name: str | None = None
-    sasl_kerberos_service_name: str | None = None
-    sasl_kerberos_domain_name: str | None = None
-    ssl_cafile: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-    ssl_password: Secret = None
-    ssl_crlfile: str | None = None
-    ssl_ciphers: str | None = None
-    ssl_check_hostname: bool = True
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="with a login (SASL), encrypted (SSL), both or neither"
+    )
+    sasl_mechanism: str | None = Field(
+        None, description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, or another that the client has"
+    )
+    sasl_plain_username: str | None = Field(None, description="for PLAIN and SCRAM")
+    sasl_plain_password: Secret = Field(None, description="from the environment or a file")
+    sasl_kerberos_name: str | None = Field(None, description="principal of this client, for GSSAPI")
+    sasl_kerberos_service_name: str | None = Field(None, description="the broker's service name")
+    sasl_kerberos_domain_name: str | None = Field(None, description="the broker's host name")
+    ssl_cafile: str | None = Field(
+        None,
+        description="PEM file of who signs brokers' certificates; the system's, if unset",
+    )
+    ssl_certfile: str | None = Field(
+        None, description="PEM file of our own certificate, for brokers that ask for one"
+    )
+    ssl_keyfile: str | None = Field(None, description="PEM file of its key")
+    ssl_password: Secret = Field(None, description="of the key, likewise")
+    ssl_crlfile: str | None = Field(None, description="PEM file of certificates that are revoked")
+    ssl_ciphers: str | None = Field(None, description="as OpenSSL lists them")
+    ssl_check_hostname: bool = Field(
+        default=True, description="the certificate has to name the host"
+    )
 
     @model_validator(mode="after")
     def _certificates_fit_protocol(self) -> Self:
@@ -213,16 +245,32 @@ class Kafka(_Section):
 class Input(_Section):
     """What an event looks like."""
 
-    topic: str = Field("events", min_length=1)
+    topic: str = Field("events", min_length=1, description="where the events are")
     key: tuple[str, ...] = Field(("user_id",), description="one or several fields; []: Kafka key")
     time: str = Field("ts", description="a field; empty: the record's own timestamp")
-    time_format: Literal["auto", "epoch_s", "epoch_ms", "epoch_us", "rfc3339"] = "auto"
+    time_format: Literal["auto", "epoch_s", "epoch_ms", "epoch_us", "rfc3339"] = Field(
+        "auto", description="auto: RFC 3339, or a number whose size says its unit"
+    )
     value: str = Field("", description="a field; empty: count events")
-    aggregate: Literal["count", "sum", "mean"] = "count"
-    timezone: str = "UTC"
+    aggregate: Literal["count", "sum", "mean"] = Field(
+        "count", description="what a bucket holds: how many events, or the sum or mean of `value`"
+    )
+    timezone: str = Field(
+        "UTC", description="IANA name: days, weeks and times without an offset are by its clocks"
+    )
     holidays: tuple[date, ...] = Field((), description="local dates on which days go like Sundays")
-    allowed_lateness_ms: Duration = Field(120_000, alias="allowed_lateness")
-    max_ahead_ms: Duration = Field(300_000, alias="max_ahead")
+    allowed_lateness_ms: Duration = Field(
+        120_000,
+        alias="allowed_lateness",
+        description="a bucket stays open until an event so much later than its end has come; an "
+        "event of a closed one is rejected as too_late",
+    )
+    max_ahead_ms: Duration = Field(
+        300_000,
+        alias="max_ahead",
+        description="an event that is so far ahead of its own record's time is rejected as "
+        "too_far_ahead, and moves no clock",
+    )
     max_event_bytes: Size = Field(1 << 20, description="a larger value is rejected as too_large")
     max_key_bytes: Size = Field(1 << 10, description="a larger key is rejected as too_large")
 
@@ -261,19 +309,32 @@ class Input(_Section):
 class Resolution(_Section):
     """A bucket width, how many closed buckets are remembered, and how many are forecast."""
 
-    step_ms: WholeSeconds = Field(alias="step")
-    context: int = Field(ge=1, le=10_000)
-    horizon: int = Field(ge=1, le=1_000)
+    step_ms: WholeSeconds = Field(
+        alias="step",
+        description="bucket width: divides a day or is a number of days, and is a multiple of the "
+        "resolution's before",
+    )
+    context: int = Field(ge=1, le=10_000, description="closed buckets that are remembered")
+    horizon: int = Field(ge=1, le=1_000, description="buckets that are forecast")
 
 
 class Output(_Section):
     """What is published, and where."""
 
-    topic: str = Field("forecasts", min_length=1)
-    dead_letter_topic: str = Field("events.dead-letter", min_length=1)
-    scores_topic: str = ""
-    quantiles: tuple[float, ...] = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
-    publish: Literal["changed", "every_hop"] = "changed"
+    topic: str = Field("forecasts", min_length=1, description="where forecasts go")
+    dead_letter_topic: str = Field(
+        "events.dead-letter", min_length=1, description="where records go that are no events"
+    )
+    scores_topic: str = Field("", description="not in this version: scores are metrics")
+    quantiles: tuple[float, ...] = Field(
+        (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975),
+        description="levels that forecasts have, ascending",
+    )
+    publish: Literal["changed", "every_hop"] = Field(
+        "changed",
+        description="changed: only forecasts that moved by a tenth of their expected error, or of "
+        "which the last one sent is half-way to its end",
+    )
     max_pending: int = Field(
         16_384,
         ge=1,
@@ -331,15 +392,26 @@ class Model(_Section):
         description="state per key against accuracy: lean has fewer experts and a shorter memory; "
         f"auto is lean where state.max_keys is above {AUTO_FULL_KEYS:,}",
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of all that is drawn by lot")
 
 
 class State(_Section):
     """Where state is kept, and for how long."""
 
-    checkpoint_url: Url = "file:///var/lib/stream-forecaster"
-    checkpoint_interval_ms: Duration = Field(30_000, alias="checkpoint_interval")
-    key_ttl_ms: LongDuration = Field(30 * DAY_MS, alias="key_ttl")
+    checkpoint_url: Url = Field(
+        "file:///var/lib/stream-forecaster",
+        description="a directory, or an object store that fsspec has a driver for",
+    )
+    checkpoint_interval_ms: Duration = Field(
+        30_000,
+        alias="checkpoint_interval",
+        description="at least so long between two checkpoints of a partition",
+    )
+    key_ttl_ms: LongDuration = Field(
+        30 * DAY_MS,
+        alias="key_ttl",
+        description="a key without events for so long, in event time, expires",
+    )
     max_keys: int = Field(
         100_000,
         ge=1,
@@ -353,7 +425,7 @@ class State(_Section):
 class Http(_Section):
     """The one port: health, metrics, page."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="0.0.0.0: all interfaces")
     port: int = Field(8080, ge=0, le=65_535, description="0: any free port")
 
 
@@ -361,7 +433,9 @@ class Log(_Section):
     """How the process talks about itself."""
 
     format: Literal["auto", "json", "console"] = Field("auto", description="auto: json off a tty")
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least that is said"
+    )
 
 
 def _default_resolutions() -> tuple[Resolution, ...]:

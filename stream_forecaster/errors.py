@@ -12,6 +12,7 @@
         ├── CheckpointMismatch made by other settings or another version
         ├── CheckpointTooOld   the topic no longer holds the records that follow it
         ├── WeightsMismatch    a file of network weights is of another architecture, or none
+        ├── SchemaMismatch     a message in the forecasts topic is not what this version reads
         └── StoreUnusable      the checkpoint store cannot be read or written
 
 Whose fault decides the kind: bad *data* is a `Reject` (a value, never raised), a bad *call* is a
@@ -74,6 +75,10 @@ class CheckpointTooOld(StateError):
 
 class WeightsMismatch(StateError):
     """A file of network weights is of another architecture, or not one at all."""
+
+
+class SchemaMismatch(StateError):
+    """A message in the forecasts topic is of another schema, or no forecast at all."""
 
 
 class StoreUnusable(StateError):

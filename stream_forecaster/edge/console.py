@@ -1,22 +1,27 @@
 """What the commands print: tables for people, JSON for programs. Never logs."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
-import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from stream_forecaster import reader
 from stream_forecaster.calendar import EARLIEST_MS, LATEST_MS
 from stream_forecaster.dead_letters import DeadLetter
+from stream_forecaster.edge.lag import Lag
 from stream_forecaster.edge.topics import Probe, StoredRecord, TopicState
+from stream_forecaster.errors import SchemaMismatch
 from stream_forecaster.forecasts import rfc3339
+from stream_forecaster.reader import Forecast, Resolution
+
+T = TypeVar("T")
 
 _MOST_ROWS = 1_000
 """Keys that a live table remembers; the screen shows fewer."""
@@ -207,63 +212,87 @@ def _time(time_ms: int | None) -> str | None:
     return rfc3339(time_ms)
 
 
+class Bar:
+    """How far work is, on standard error: a bar on a terminal, elsewhere nothing."""
+
+    def __init__(self, bar: Progress, unit: str) -> None:
+        self._bar, self._task, self._total = bar, bar.add_task(unit, total=None), 0
+
+    def expect(self, more: int) -> None:
+        """So many more are to come."""
+        self._total += more
+        self._bar.update(self._task, total=self._total)
+
+    def each(self, done: Iterable[T]) -> Iterator[T]:
+        """Hand things on, and count them."""
+        for one in done:
+            yield one
+            self._bar.advance(self._task)
+
+
+@contextmanager
+def progress(unit: str) -> Iterator[Bar]:
+    """Show a `Bar` as long as the context is open."""
+    err = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        yield Bar(bar, unit)
+
+
+def lag_table(lags: Iterable[Lag], now_ms: int) -> Table:
+    """How far behind each partition is, in records and in time."""
+    rows = [
+        (
+            each.partition,
+            each.committed,
+            each.end,
+            each.records,
+            _time(each.oldest_ms) if each.records else None,
+            each.waiting_s(now_ms),
+        )
+        for each in lags
+    ]
+    columns = ("partition", "committed", "end", "unread", "oldest of them", "waiting s")
+    return table(columns, rows)
+
+
+def lag_json(each: Lag, now_ms: int) -> dict[str, Any]:
+    """The same of one partition, for a program."""
+    return {
+        "partition": each.partition,
+        "committed": each.committed,
+        "end": each.end,
+        "records": each.records,
+        "oldest": _time(each.oldest_ms),
+        "waiting_s": each.waiting_s(now_ms),
+    }
+
+
 def tail_json(record: StoredRecord) -> str:
-    """An output record as a line of JSON: its value, or which key was forgotten."""
+    """An output record as a line of JSON: its value, or which key is gone, and why."""
     if record.value is not None:
         return record.value.decode("utf-8", "replace")
-    key = (record.key or b"").decode("utf-8", "backslashreplace")
-    headers = dict(record.headers)
-    if (headers.get("ce_type") or b"").endswith(b".forgotten.v1"):
-        return json.dumps({"key": key, "forgotten": True}, ensure_ascii=False)
-    expired_at = (headers.get("ce_time") or b"").decode()
+    change = reader.decode(record)
+    key = change.key.decode("utf-8", "backslashreplace")
+    if change.gone in {"forgotten", "shed"}:
+        return json.dumps({"key": key, change.gone: True}, ensure_ascii=False)
+    expired_at = (dict(record.headers).get("ce_time") or b"").decode()
     return json.dumps({"key": key, "expired_at": expired_at}, ensure_ascii=False)
-
-
-class _Resolution(msgspec.Struct):
-    """What the table needs of one: here the messages are read, by their schema, as others do."""
-
-    step_s: int
-    mean: list[float]
-    quantiles: dict[str, list[float]]
-
-    @property
-    def next_bucket(self) -> str:
-        """The mean of the first bucket ahead, and the widest interval around it."""
-        paths = list(self.quantiles.values())
-        return f"{self.mean[0]:.3g} ({paths[0][0]:.3g}..{paths[-1][0]:.3g})"
-
-
-class _Intent(msgspec.Struct):
-    momentum: float
-
-
-class _Quality(msgspec.Struct):
-    observations: int
-    skill: float | None
-
-
-class _Forecast(msgspec.Struct):
-    key: str
-    issued_at: datetime
-    resolutions: list[_Resolution]
-    intent: _Intent
-    quality: _Quality
 
 
 class ForecastTable:
     """The newest forecast of each key; the keys heard of last come first."""
 
     def __init__(self) -> None:
-        self._latest: dict[bytes, _Forecast] = {}
-        self._decode = msgspec.json.Decoder(_Forecast).decode
+        self._latest: dict[bytes, Forecast] = {}
 
     def hear(self, record: StoredRecord) -> None:
         """Take in an output record; what is no forecast is left out."""
-        key = record.key or b""
-        self._latest.pop(key, None)
-        if record.value is not None:
-            with suppress(msgspec.DecodeError):
-                self._latest[key] = self._decode(record.value)
+        self._latest.pop(record.key or b"", None)
+        with suppress(SchemaMismatch):
+            change = reader.decode(record)
+            if change.forecast is not None:
+                self._latest[change.key] = change.forecast
         if len(self._latest) > _MOST_ROWS:
             del self._latest[next(iter(self._latest))]
 
@@ -279,16 +308,22 @@ class ForecastTable:
         return made
 
 
-def _forecast_row(forecast: _Forecast) -> list[object]:
+def _forecast_row(forecast: Forecast) -> list[object]:
     skill = forecast.quality.skill
     return [
         forecast.key,
         f"{forecast.issued_at:%H:%M:%S}",
         forecast.quality.observations,
-        *(resolution.next_bucket for resolution in forecast.resolutions),
+        *(_next_bucket(resolution) for resolution in forecast.resolutions),
         f"{forecast.intent.momentum:+.2f}",
         "" if skill is None else f"{skill:+.2f}",
     ]
+
+
+def _next_bucket(resolution: Resolution) -> str:
+    """The mean of the first bucket ahead, and the widest interval around it."""
+    paths = list(resolution.quantiles.values())
+    return f"{resolution.mean[0]:.3g} ({paths[0][0]:.3g}..{paths[-1][0]:.3g})"
 
 
 def _cell(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -28,14 +29,40 @@ EventFiles = Annotated[
         "--events", metavar="FILE...", help="JSON lines or CSV, plain or gzip; - is stdin."
     ),
 ]
-MoreEventFiles = Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", hidden=True)]
+MoreEventFiles = Annotated[list[str] | None, typer.Argument(metavar="FILE", hidden=True)]
 ForecastFile = Annotated[
     str | None, typer.Option(metavar="OUT.jsonl", help="Write the messages, one a line.")
 ]
 ReportFolder = Annotated[
     str | None, typer.Option(metavar="DIR", help="Write a page with tables and plots.")
 ]
+Keys = Annotated[list[str] | None, typer.Option("--key", help="This key only; may be repeated.")]
 WeightsOut = Annotated[str, typer.Option(metavar="WEIGHTS", help="File or URL to write.")]
+
+
+def examples(*lines: str) -> str:
+    """What `--help` of a command says below its options: lines that can be typed as they are.
+
+    They come behind the name of the program; a comment may follow after two spaces and `#`.
+    """
+    return "\n".join(["Examples:", *(f"stream-forecaster {line}" for line in lines)])
+
+
+def count(text: str) -> int:
+    """A whole number as people write large ones: 1000000, 1_000_000, 1,000,000, 1e6, 1M, 100k.
+
+    Raises:
+        typer.BadParameter: it is none, or not positive.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([km]?)", _plain(text), re.ASCII)
+    number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6}[match[2]] if match else 0.0
+    if not 1 <= number <= 1e12 or number % 1:
+        raise typer.BadParameter(f"{text!r} is no number of 1 or more, such as 50000, 1e6 or 1M")
+    return int(number)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"(?<=[0-9])[_,](?=[0-9])", "", text.strip()).lower()
 
 
 def read_settings(
@@ -78,4 +105,7 @@ def _text(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigError(f"cannot read the settings file {path}: {reason}") from None
+        raise ConfigError(
+            f"cannot read the settings file {path}: {reason}; `stream-forecaster config show` "
+            "prints one with every setting"
+        ) from None

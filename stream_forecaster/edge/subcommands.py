@@ -1,22 +1,29 @@
 """The commands that come in groups: `topics`, `state`, `dlq` and `config`."""
 
+import csv
+import json
 import re
-from contextlib import closing
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from itertools import islice
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Literal, TextIO
 
 import structlog
 import typer
 from rich.console import Console
 
 from stream_forecaster import dead_letters
+from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings, redacted, to_toml
 from stream_forecaster.edge import console, topics
-from stream_forecaster.edge.inspection import inspect
-from stream_forecaster.edge.options import AsJson, Partitions, with_settings
+from stream_forecaster.edge.inspection import buckets, export, inspect
+from stream_forecaster.edge.options import AsJson, Keys, Partitions, examples, with_settings
 from stream_forecaster.edge.redelivery import Plan, Redelivery
 from stream_forecaster.edge.store import CheckpointStore
+from stream_forecaster.errors import ConfigError
 from stream_forecaster.events import Reason
 
 topics_app = typer.Typer(help="The pipeline's topics.", no_args_is_help=True)
@@ -29,7 +36,12 @@ Reasons = Annotated[
 ]
 
 
-@topics_app.command()
+@topics_app.command(
+    epilog=examples(
+        "topics create --config forecaster.toml",
+        "topics create --config forecaster.toml --partitions 12  # of an input that is new",
+    )
+)
 @with_settings
 def create(settings: Settings, *, partitions: Partitions = 4, as_json: AsJson = False) -> int:
     """Create those of the pipeline's topics that do not exist."""
@@ -42,7 +54,12 @@ def create(settings: Settings, *, partitions: Partitions = 4, as_json: AsJson = 
     return 0
 
 
-@topics_app.command()
+@topics_app.command(
+    epilog=examples(
+        "topics describe --config forecaster.toml",
+        "topics describe --config forecaster.toml --json",
+    )
+)
 @with_settings
 def describe(settings: Settings, *, as_json: AsJson = False) -> int:
     """Show the pipeline's topics: partitions, records, the group's lag, settings."""
@@ -54,7 +71,13 @@ def describe(settings: Settings, *, as_json: AsJson = False) -> int:
     return 0
 
 
-@state_app.command(name="inspect")
+@state_app.command(
+    name="inspect",
+    epilog=examples(
+        "state inspect --config forecaster.toml",
+        "state inspect --config forecaster.toml --key u42  # its windows and forecasts too",
+    ),
+)
 @with_settings
 def inspect_checkpoints(
     settings: Settings,
@@ -82,7 +105,83 @@ def inspect_checkpoints(
     return 0
 
 
-@dlq_app.command(name="list")
+@state_app.command(
+    name="export",
+    epilog=examples(
+        "state export --config forecaster.toml > state.jsonl",
+        "state export --config forecaster.toml --key u42 --key u43",
+        "state export --config forecaster.toml --format csv --out history.csv",
+    ),
+)
+@with_settings
+def export_state(
+    settings: Settings,
+    *,
+    key: Keys = None,
+    partition: Annotated[int | None, typer.Option(min=0, help="This one only.")] = None,
+    style: Annotated[
+        Literal["jsonl", "csv"],
+        typer.Option(
+            "--format",
+            help="jsonl: a key a line, with windows, averages and expert weights; csv: a row for "
+            "each closed bucket.",
+        ),
+    ] = "jsonl",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Instead of stdout.")] = None,
+) -> int:
+    """Write what the newest checkpoints hold of the keys: windows, and what was learned."""
+    store = CheckpointStore(settings.state.checkpoint_url, settings.kafka.group_id)
+    wanted = store.partitions() if partition is None else [partition]
+    keys = None if key is None else [name.encode() for name in key]
+    with ExitStack() as stack:
+        stream = stack.enter_context(_opened(out))
+        bar = stack.enter_context(console.progress("keys"))
+        found = (f for p in wanted for f in export(settings, store, p, keys, bar.expect))
+        written = _write_state(stream, bar.each(found), style, settings.input.calendar())
+    if not written:
+        what = "keys in the checkpoints" if key is None else f"{', '.join(key)} in any checkpoint"
+        typer.echo(f"no {what} of {settings.state.checkpoint_url}", err=True)
+        return 1
+    return 0
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO]:
+    """The file, or stdout, which stays open."""
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _write_state(
+    stream: TextIO, keys: Iterable[dict[str, Any]], style: str, calendar: Calendar
+) -> int:
+    """Write keys as `export` has them; how many there were."""
+    rows, written = csv.writer(stream, lineterminator="\n"), 0
+    if style == "csv":
+        rows.writerow(("partition", "key", "step_s", "start", "value"))
+    for found in keys:
+        written += 1
+        if style == "csv":
+            rows.writerows(row.values() for row in buckets(calendar, found))
+        else:
+            stream.write(json.dumps(found, ensure_ascii=False) + "\n")
+    return written
+
+
+@dlq_app.command(
+    name="list",
+    epilog=examples(
+        "dlq list --config forecaster.toml",
+        "dlq list --config forecaster.toml --reason bad_time --limit 20",
+        "dlq list --config forecaster.toml --json --limit 1000000  # all, for a program",
+    ),
+)
 @with_settings
 def list_dead_letters(
     settings: Settings,
@@ -99,6 +198,9 @@ def list_dead_letters(
         more = next(wanted, None) is not None
     if as_json:
         console.print_json(Console(), [console.letter_json(*pair) for pair in found])
+    elif not found:
+        of = f" for {', '.join(reason)}" if reason else ""
+        console.print_line(Console(), f"nothing in {settings.output.dead_letter_topic}{of}")
     else:
         Console().print(console.letter_table(found))
     if more:
@@ -106,7 +208,10 @@ def list_dead_letters(
     return 0
 
 
-@dlq_app.command(name="show")
+@dlq_app.command(
+    name="show",
+    epilog=examples("dlq show 0:17 --config forecaster.toml  # partition 0, offset 17"),
+)
 @with_settings
 def show_dead_letter(
     settings: Settings,
@@ -133,7 +238,13 @@ def show_dead_letter(
     return 0
 
 
-@dlq_app.command(name="replay")
+@dlq_app.command(
+    name="replay",
+    epilog=examples(
+        "dlq replay --config forecaster.toml --reason no_key  # after input.key was mended",
+        "dlq replay --config forecaster.toml",
+    ),
+)
 @with_settings
 def replay_dead_letters(
     settings: Settings,
@@ -174,7 +285,13 @@ def replay_dead_letters(
     return 0
 
 
-@config_app.command(name="check")
+@config_app.command(
+    name="check",
+    epilog=examples(
+        "config check --config forecaster.toml",
+        "config check --config forecaster.toml --set input.timezone=Europe/Zurich",
+    ),
+)
 @with_settings
 def check_config(settings: Settings, *, as_json: AsJson = False) -> int:
     """Check the settings; exit 2 and say what is wrong with them."""
@@ -185,7 +302,13 @@ def check_config(settings: Settings, *, as_json: AsJson = False) -> int:
     return 0
 
 
-@config_app.command(name="show")
+@config_app.command(
+    name="show",
+    epilog=examples(
+        "config show  # every setting and its default, as a settings file",
+        "config show --config forecaster.toml --json",
+    ),
+)
 @with_settings
 def show_config(settings: Settings, *, as_json: AsJson = False) -> int:
     """Print the settings as they are in effect, without secrets."""
@@ -196,7 +319,9 @@ def show_config(settings: Settings, *, as_json: AsJson = False) -> int:
     return 0
 
 
-@config_app.command(name="schema")
+@config_app.command(
+    name="schema", epilog=examples("config schema > forecaster.schema.json  # for an editor")
+)
 def print_config_schema() -> None:
     """Print the JSON Schema of the settings file."""
     console.print_json(Console(), Settings.model_json_schema())

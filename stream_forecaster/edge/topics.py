@@ -24,6 +24,7 @@ from stream_forecaster.calendar import DAY_MS
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.connection import (
     CALL_TIMEOUT_MS,
+    LIKELY_CAUSES,
     client_settings,
     open_client,
 )
@@ -177,6 +178,14 @@ def describe_topics(settings: Settings) -> tuple[TopicState, ...]:
     return tuple(states)
 
 
+def no_topic(settings: Settings, topic: str) -> TransportError:
+    """What to say where there is no such topic."""
+    return TransportError(
+        f"no topic {topic!r} on {settings.kafka.bootstrap_servers}, or it is forbidden; create "
+        "what is missing with: stream-forecaster topics create"
+    )
+
+
 def probe(settings: Settings) -> Iterator[Probe]:
     """Look at everything `run` will need, one finding at a time; never raises for a finding."""
     try:
@@ -247,7 +256,7 @@ def read_topic(
     with _translated(settings), _closing(open_client(KafkaConsumer, config)) as consumer:
         tps = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic))]
         if not tps:
-            raise TransportError(f"no topic {topic!r} on {settings.kafka.bootstrap_servers}")
+            raise no_topic(settings, topic)
         if begin is not None:
             if missing := begin.keys() - {tp.partition for tp in tps}:
                 raise TransportError(f"topic {topic!r} has no partition {min(missing)}")
@@ -322,8 +331,7 @@ class EventWriter:
             with _admin(self._settings) as admin:
                 partitions = range(_counts(_describe(admin, self._settings)).get(self._topic, 0))
             if not partitions:
-                address = self._settings.kafka.bootstrap_servers
-                raise TransportError(f"no topic {self._topic!r} on {address}, or it is forbidden")
+                raise no_topic(self._settings, self._topic)
             futures = [
                 self._producer.send(
                     self._topic, key=key, partition=partition, timestamp_ms=UNTIMED_MS
@@ -351,7 +359,8 @@ def _translated(settings: Settings) -> Iterator[None]:
     except KafkaError as error:
         if error.retriable:
             raise Unavailable(
-                f"no answer from Kafka at {settings.kafka.bootstrap_servers}: {error}"
+                f"no answer from Kafka at {settings.kafka.bootstrap_servers}: {error}; "
+                f"{LIKELY_CAUSES}"
             ) from error
         raise refusal(error) from error
 
