@@ -1,7 +1,7 @@
 """What the dashboard shows: rows of panels, marks across them, and variables.
 
 A panel is a title, what it says to somebody on call, its unit and its queries. `build` makes
-Grafana's JSON of it, which is ten times as long. Every expression is evaluated by a test against a
+Grafana's JSON of it, which is four times as long. Every expression is evaluated by a test against a
 Prometheus that scrapes a running service.
 """
 
