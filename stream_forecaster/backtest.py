@@ -131,6 +131,10 @@ def _print_counts(console: Console, past: Pass) -> None:
         f"{counts['seconds']:.1f} s, {counts['events_per_s'] or 0:,.0f} events/s",
         f"{counts['state_bytes_per_key'] or 0:,} bytes of state per key",
     ]
+    if total and not counts["events"]:
+        lines.append(
+            "No record is an event: do input.key, input.time and input.value name its fields?"
+        )
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -187,7 +187,7 @@ def _failed(log: FilteringBoundLogger, error: StreamForecasterError) -> int:
 )
 def show_demo(
     *,
-    seconds: Annotated[float | None, typer.Option(help="End after so long.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="End after so long.")] = None,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
 ) -> None:
     """A broker, simulated users and the real service on this machine, live in the terminal."""
@@ -240,12 +240,13 @@ def send_simulated(
     rate: Annotated[float, typer.Option(min=0.001, help="Events a second.")] = 50.0,
     users: Annotated[int, typer.Option(min=1, help="How many there are.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn by lot.")] = 0,
-    seconds: Annotated[float | None, typer.Option(help="End after so long.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="End after so long.")] = None,
     speed: Annotated[
         float, typer.Option(min=1, help="How fast the users live, beginning earlier.")
     ] = 1.0,
 ) -> int:
     """Send what simulated users do to the input topic, as it comes."""
+    topics.require_input(settings)
     simulation = Simulation(users, rate, seed, seconds, speed)
     out, total = Console(stderr=True), 0
     with out.status("Sending ...") as status, stop_on_signals() as stopping:

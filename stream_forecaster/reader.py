@@ -208,20 +208,26 @@ class Reader:
 
 
 class _Quiet(Event):
-    """Set when nothing has been heard for so long, or when another event is."""
+    """Set when nothing has been heard for so long, or when another event is.
+
+    The time runs from the first look on after something was heard: neither connecting nor what the
+    user does with a message is silence.
+    """
 
     def __init__(self, idle_s: float | None, stopping: Event | None) -> None:
         super().__init__()
         self._idle_s, self._stopping = idle_s, stopping
-        self.heard()
+        self._since_s: float | None = None
 
     def heard(self) -> None:
         """Something has come: begin to wait anew."""
-        self._deadline_s = None if self._idle_s is None else time.monotonic() + self._idle_s
+        self._since_s = None
 
     def is_set(self) -> bool:
-        told = self._stopping is not None and self._stopping.is_set()
-        return told or (self._deadline_s is not None and time.monotonic() >= self._deadline_s)
+        now_s = time.monotonic()
+        self._since_s = now_s if self._since_s is None else self._since_s
+        quiet = self._idle_s is not None and now_s - self._since_s >= self._idle_s
+        return quiet or (self._stopping is not None and self._stopping.is_set())
 
 
 def decode(record: StoredRecord) -> Change:

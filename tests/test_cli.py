@@ -513,7 +513,9 @@ def test_without_a_broker_the_others_exit_3(call: Call, verb: tuple[str, ...]) -
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("verb", [("tail",), ("lag",), ("dlq", "list"), ("forget", "u1")])
+@pytest.mark.parametrize(
+    "verb", [("tail",), ("lag",), ("dlq", "list"), ("forget", "u1"), ("simulate",)]
+)
 def test_without_topics_the_others_exit_3(
     call: Call, tmp_path: Path, shared_embedded_broker: Broker, verb: tuple[str, ...]
 ) -> None:
@@ -1019,6 +1021,18 @@ def test_a_backtest_shows_as_much_as_is_asked_for(call: Call, tmp_path: Path) ->
     for words in ("moving average", "Variants side by side", "lean profile"):
         assert words not in plain
         assert words in full
+
+
+def test_a_file_without_events_says_what_may_be_wrong(call: Call, tmp_path: Path) -> None:
+    """Its records have other fields than the settings say."""
+    events = tmp_path / "events.jsonl"
+    events.write_text('{"who":"ann"}\n')
+
+    code, out, _ = call("backtest", "--events", str(events), "--set", "model.network=false")
+
+    assert code == 0
+    assert "1 rejected (1 no_key)" in out
+    assert "do input.key, input.time and input.value name its fields?" in out
 
 
 def test_an_events_file_that_is_not_there_exits_2(call: Call) -> None:

@@ -115,6 +115,7 @@ def quick_start(tmp_path: Path, embedded_broker: Broker) -> QuickStart:
     return QuickStart(tmp_path, embedded_broker)
 
 
+@pytest.mark.timeout(300)  # seven processes start, each of which waits for the one before
 def test_the_quick_start_does_what_it_says(quick_start: QuickStart) -> None:
     """What is missing is made, the service reads and publishes, and both readers see it."""
     hour_ago_ms = time.time_ns() // 1_000_000 - 60 * MINUTE_MS

@@ -178,6 +178,17 @@ def describe_topics(settings: Settings) -> tuple[TopicState, ...]:
     return tuple(states)
 
 
+def require_input(settings: Settings) -> None:
+    """Check that the input topic exists: a producer would ask for it for a minute.
+
+    Raises:
+        Unavailable, TransportError: no broker, no such topic, or it refuses.
+    """
+    with _translated(settings), _admin(settings) as admin:
+        if not _counts(_describe(admin, settings)).get(settings.input.topic):
+            raise no_topic(settings, settings.input.topic)
+
+
 def no_topic(settings: Settings, topic: str) -> TransportError:
     """What to say where there is no such topic."""
     return TransportError(
