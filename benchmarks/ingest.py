@@ -7,6 +7,9 @@
 events, so a hop every 60,000. On Apache Kafka from KAFKA_HOME, or the cluster at
 KAFKA_BOOTSTRAP_SERVERS, else on the embedded broker. The contenders take turns, one process each;
 CPU is user and system time of that process from its first event to its last.
+
+PEERS names a folder of programs for the JVM to be timed beside ours: there is to be a
+`kafka-streams/run BOOTSTRAP TOPIC EVENTS consume`, which prints events/s and CPU-s per million.
 """
 
 import argparse
@@ -33,8 +36,12 @@ _PARTITIONS = 4
 _START_MS = 1_767_312_000_000
 _OUT_OF = {
     "quixstreams: tumbling count": ("quix", ""),
+    "kafka-python: poll": ("ours", "client"),
+    "Java consumer, JSON parsed": ("java", "consume"),
     "ours: records as columns": ("ours", "poll"),
-    "ours: windows, scoring, learning": ("ours", "windows"),
+    "ours: events, keys as slots": ("ours", "arrays"),
+    "ours: windows at three resolutions": ("ours", "windows"),
+    "ours: and closing, scoring, learning": ("ours", "hops"),
     "ours: everything, published exactly once": ("ours", "all"),
 }
 
@@ -64,15 +71,20 @@ def load(bootstrap: str, topic: str, events: int, keys: int) -> None:
 def measure(name: str, bootstrap: str, topic: str, events: int, quix: str) -> dict[str, float]:
     """One run of one contender, in a process of its own."""
     kind, mode = _OUT_OF[name]
-    command = (
-        [quix, str(_QUIX), bootstrap, topic, str(events)]
-        if kind == "quix"
-        else [sys.executable, str(_OURS), bootstrap, topic, str(events), mode]
-    )
+    told = [bootstrap, topic, str(events)]
+    command = {
+        "quix": [quix, str(_QUIX), *told],
+        "java": [f"{os.environ.get('PEERS')}/kafka-streams/run", *told, mode],
+        "ours": [sys.executable, str(_OURS), *told, mode],
+    }[kind]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode or not done.stdout.strip():
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    last = done.stdout.splitlines()[-1]
+    if kind == "java":  # the third time over the topic, when it is warm
+        *_, rate, _, _, cpu, _ = last.split()
+        return {"wall_s": events / float(rate), "cpu_s": float(cpu) * events / 1e6}
+    result: dict[str, float] = json.loads(last)
     return result
 
 
@@ -102,11 +114,13 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quix", default=".venv-bench/bin/python", help="a Python that has it")
+    parser.add_argument("--only", default="", help="contenders whose names have this in them")
     parser.add_argument("--json", help="write every run's figures there")
     options = parser.parse_args()
-    names = [n for n in _OUT_OF if _OUT_OF[n][0] == "ours" or Path(options.quix).exists()]
-    if len(names) < len(_OUT_OF):
-        print(f"no {options.quix}: Quix Streams is left out (see --quix)", file=sys.stderr)
+    there = {"ours": True, "quix": Path(options.quix).exists(), "java": "PEERS" in os.environ}
+    names = [n for n in _OUT_OF if there[_OUT_OF[n][0]] and (options.only in n)]
+    if not all(there.values()):
+        print(f"left out: {[kind for kind in there if not there[kind]]}", file=sys.stderr)
     with most_real_broker() as broker:
         topic = create_topic(broker, _PARTITIONS)
         create_topics(

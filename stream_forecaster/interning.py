@@ -45,11 +45,19 @@ _SLOTS, _FREED, _USED, _MOST = range(4)
 class Interned:
     """Keys and their slots.
 
+    Attributes:
+        size: slots handed out, those that are free again included.
+
     >>> keys = Interned()
     >>> slots, _ = keys.intern(BytesColumn.of([b"ann", b"bob", b"ann"]))
     >>> slots.tolist(), keys.find(b"bob"), keys.key(0)
     ([0, 1, 0], 1, b'ann')
     """
+
+    _counts: Int64
+    _rows: Int64
+    _table: Int32
+    _arena: Bytes
 
     def __init__(self, most: int = np.iinfo(np.int64).max) -> None:
         """Begin empty; `most` is the bound."""
@@ -61,12 +69,7 @@ class Interned:
 
     def __len__(self) -> int:
         """The number of keys."""
-        return int(self._counts[_SLOTS] - self._counts[_FREED])
-
-    @property
-    def size(self) -> int:
-        """Slots handed out, those that are free again included."""
-        return int(self._counts[_SLOTS])
+        return self.size - int(self._counts[_FREED])
 
     @property
     def nbytes(self) -> int:
@@ -108,6 +111,7 @@ class Interned:
                 self._counts,
                 slots[done:],
             )
+            self.size = int(self._counts[_SLOTS])
             if done < len(keys):
                 if len(self) >= self._most:
                     break
@@ -134,7 +138,7 @@ class Interned:
         self._take_over(keys.packed(), free)
 
     def _take_over(self, keys: BytesColumn, free: Int64) -> None:
-        capacity = max(len(keys), _FIRST_ROWS)
+        self.size, capacity = len(keys), max(len(keys), _FIRST_ROWS)
         self._rows = np.zeros((4, capacity), np.int64)
         self._rows[_START, : len(keys)], self._rows[_SIZE, : len(keys)] = keys.start, keys.size
         self._rows[_FREE, : len(free)] = free

@@ -127,7 +127,7 @@ class KeyTable:
         self._columns[name] = np.empty((0, *shape), dtype)
         self._extend(name)
 
-    def intern(self, keys: Sequence[bytes], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    def intern(self, keys: Sequence[bytes | None], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
         """The slots of `keys` (N,), new ones where needed, and note when they were seen.
 
         None of the keys may be null. The slots are (N,), or those of the keys before the first one
@@ -136,8 +136,10 @@ class KeyTable:
         rows = self.size
         slots, freed = self._keys.intern(BytesColumn.of(keys))
         self._grow_to(self.size)
-        self._clear(freed)  # of what all rows were told at once while these were free
-        self._columns["live"][freed] = self._columns["live"][rows : self.size] = True
+        if len(freed):
+            self._clear(freed)  # of what all rows were told at once while these were free
+            self._columns["live"][freed] = True
+        self._columns["live"][rows : self.size] = True
         _note(slots, time_ms, self._columns["last_seen_ms"], self._columns["activity"])
         return slots
 

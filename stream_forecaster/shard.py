@@ -180,21 +180,21 @@ class Shard:
         ):
             raise ValueError(f"records of partition {records.partition} before {self.offset}")
         events, rejects = self._decode(records)
-        if most is not None and (last := self._last_row(events, most)) is not None:
-            end = int(records.offset[last]) + 1
-            records, _ = records.split(end)
-            events = events.take(np.flatnonzero(events.row <= last))
-            rejects = [rejected for rejected in rejects if rejected.offset < end]
+        self.offset = records.next_offset
         forecasts: list[Forecast] = []
         forgotten: list[Forgotten] = []
         shed: list[Forgotten] = []
         scores = [pool.no_score() for pool in self.pools]
-        drifts, hops, counted = [0] * len(self.pools), 0, 0
+        drifts, hops, counted, made = [0] * len(self.pools), 0, 0, 0
         trained = self._scales.training_steps
         for run, hop, row in self._cut(events, records, rejects):
             counted += len(run)
             shed += self._absorb(run, records)
             if hop is not None:
+                made += len(self._table)
+                if hops and most is not None and made > most:
+                    self.offset = int(records.offset[row])
+                    break
                 hops += 1
                 hop_ms = int(self.calendar.start(hop, self._step_ms))
                 for r, closed in self._scales.close(hop_ms):
@@ -207,7 +207,7 @@ class Shard:
                     forecasts.append(self._forecast(issued, hop_ms, offset, expired))
             if row is not None and (key := _to_forget(records, row)) and self._forget(key):
                 forgotten.append(Forgotten(self.partition, int(records.offset[row]), key))
-        self.offset = records.next_offset
+        rejects = [rejected for rejected in rejects if rejected.offset < self.offset]
         rejects.sort(key=lambda rejected: rejected.offset)
         return Turn(
             tuple(forecasts),
@@ -253,28 +253,6 @@ class Shard:
             ) from error
         return shard
 
-    def _last_row(self, events: Events, most: int) -> int | None:
-        """The row of the last hop that `most` forecasts allow; None if there are no more after it.
-
-        Judged by the keys that there can be at each hop: some may go before it comes.
-        """
-        timed = events.time_ms[events.time_ms != UNTIMED_MS]
-        if not len(timed):
-            return None
-        begin_ms = timed[0] if self._newest_ms == _UNSEEN else self._newest_ms
-        due = np.flatnonzero(np.diff(self._closed(self._newest(begin_ms, events))))
-        if len(due) < 2:
-            return None
-        known: set[bytes | None] = {None}
-        keys = np.empty(len(events), np.int64)  # before each event
-        for i, key in enumerate(events.key):
-            keys[i] = len(self._table) + len(known) - 1
-            if key not in known and key not in self._table:  # type: ignore[operator]  # None is known
-                known.add(key)
-        forecasts = np.cumsum(np.minimum(keys[due], self._settings.state.max_keys))
-        hops = max(1, int(np.searchsorted(forecasts, most, side="right")))
-        return int(events.row[due[hops - 1]]) if len(due) > hops else None
-
     def _newest(self, begin_ms: int, events: Events) -> Int64:
         """(N + 1,) the greatest event time before each event, and after the last one."""
         newest: Int64 = np.maximum.accumulate(np.concatenate([[begin_ms], events.time_ms]))
@@ -290,7 +268,8 @@ class Shard:
     ) -> Iterator[tuple[Events, int | None, int | None]]:
         """Cut events into runs that end where a hop is due or a key is to be forgotten.
 
-        Yields each run, the hop if one is due behind it, and the row behind it, None at the end.
+        Yields each run, the hop if one is due behind it, and the row behind it, None at the end;
+        meanwhile the watermark is that of the run.
 
         Late events are taken out and added to `rejects`.
         """
@@ -304,7 +283,7 @@ class Shard:
             self._scales.begin(self._newest_ms - self._settings.input.allowed_lateness_ms)
         newest = self._newest(self._newest_ms, events)
         closed = self._closed(newest)  # (N + 1,)
-        is_event = np.array([key is not None for key in events.key], np.bool_)
+        is_event = events.key.size >= 0
         # A heartbeat that is behind, by a broker's clock set back, says nothing new: no reject.
         time_ms = np.maximum(events.time_ms, EARLIEST_MS)
         late = is_event & (self.calendar.index(time_ms, self._step_ms) < closed[:-1])
@@ -312,22 +291,22 @@ class Shard:
             behind_s = (newest[i] - events.time_ms[i]) / 1000
             detail = f"{behind_s:.0f} s behind the newest event, whose bucket is closed"
             rejects.append(reject(records, int(events.row[i]), Reason.TOO_LATE, detail))
-        self._newest_ms = int(newest[-1])
-        kept, due = np.flatnonzero(is_event & ~late), np.flatnonzero(np.diff(closed))
-        named = [i for i in np.flatnonzero(~is_event) if _to_forget(records, int(events.row[i]))]
-        cuts = np.union1d(due, np.array(named, np.int64))
+        names_key = ~is_event & (records.key.size[events.row] > 0)
+        kept, cuts = np.flatnonzero(is_event & ~late), np.flatnonzero(np.diff(closed) | names_key)
         *runs, rest = np.split(kept, np.searchsorted(kept, cuts))
         for i, run in zip(cuts.tolist(), runs, strict=True):
             hop = int(closed[i + 1]) if closed[i + 1] > closed[i] else None
-            yield events.take(run), hop, int(events.row[i])
-        yield events.take(rest), None, None
+            self._newest_ms = int(newest[i])
+            yield events.take(_span(run)), hop, int(events.row[i])
+        self._newest_ms = int(newest[-1])
+        yield events.take(_span(rest)), None, None
 
     def _absorb(self, run: Events, records: Records) -> list[Forgotten]:
         """Count events in; which keys had to make room for new ones."""
         shed: list[Forgotten] = []
         begin = 0
         while begin < len(run):
-            slots = self._table.intern(run.key[begin:], run.time_ms[begin:])  # type: ignore[arg-type]  # no heartbeats left
+            slots = self._table.intern(run.key[begin:], run.time_ms[begin:])
             end = begin + len(slots)
             np.add.at(self._table["observations"], slots, 1)
             self._scales.absorb(slots, run.time_ms[begin:end], run.value[begin:end])
@@ -409,6 +388,13 @@ class Shard:
             skill,
             fine.drifting,
         )
+
+
+def _span(rows: Int64) -> Int64 | slice:
+    """The same rows, as a slice where they are consecutive: what is taken is a view then."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
 
 
 def _to_forget(records: Records, row: int) -> bytes | None:

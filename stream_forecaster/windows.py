@@ -14,8 +14,8 @@ end, whose cell becomes the spare. Per closed bucket that is O(1) per key; the s
 whenever the ring wraps, so rounding cannot build up.
 
 Rules of residence:
-1. Values are float64: counts stay exact to 2^53, and sums are added in log order by `np.add.at` on
-   a flat index, which gives the same bits however the log is cut (`np.bincount` does not).
+1. Values are float64: counts stay exact to 2^53, and sums are added in log order, one
+   event after the other, which gives the same bits however the log is cut.
 2. A bucket before a key's first event is *missing* (NaN on reading), not zero: a newcomer's average
    divides by the buckets it was there for. With aggregate "mean" so is a bucket without events.
 """
@@ -85,12 +85,16 @@ class Window:
 
     def absorb(self, slots: Int64, time_ms: Int64, value: Float64) -> None:
         """Add events (N,) to their open buckets. None may be earlier than `closed`'s start."""
-        index = self._calendar.index(time_ms, self.step_ms)
-        cell = slots * self.size + index % self.size
-        np.add.at(self._column("total").reshape(-1), cell, value)
-        if self._is_mean:
-            np.add.at(self._column("count").reshape(-1), cell, 1.0)
-        np.minimum.at(self._column("first"), slots, index)
+        if not len(slots):
+            return
+        total, step_ms = self._column("total"), self.step_ms
+        ends = self._calendar.index(np.array([time_ms.min(), time_ms.max()]), step_ms)
+        index = np.arange(ends[0], ends[1] + 2)
+        start_ms = self._calendar.start(index, step_ms)
+        count = self._column("count") if self._is_mean else total[:0]
+        first = self._column("first")
+        values = np.asarray(value, np.float64)
+        _absorb(slots, time_ms, values, start_ms, int(index[0]), total, count, first)
 
     def close(self) -> Float64:
         """Close the first open bucket; its values (K,), NaN where missing."""
@@ -177,7 +181,35 @@ class Window:
         return self._table[f"{self._name}.{name}"]
 
 
-# -- loops over keys -----------------------------------------------------------------------------
+# -- loops over events and keys ------------------------------------------------------------------
+
+
+@compiled("i8:1 i8:1 f8:1 i8:1 i8 > f8:2 f8:2 i8:1")
+def _absorb(  # noqa: PLR0913, PLR0917  (a loop has no objects to keep arrays in)
+    slots: Int64,
+    time_ms: Int64,
+    value: Float64,
+    start_ms: Int64,
+    base: int,
+    total: Float64,
+    count: Float64,
+    first: Int64,
+) -> None:
+    """Add events to their cells one after the other; `start_ms` is of the buckets from `base` on.
+
+    The next event is mostly in the bucket of the last one, or not far from it.
+    """
+    bucket, size = 0, total.shape[1]
+    for i in range(len(slots)):
+        while time_ms[i] >= start_ms[bucket + 1]:
+            bucket += 1
+        while time_ms[i] < start_ms[bucket]:
+            bucket -= 1
+        at = (base + bucket) % size
+        total[slots[i], at] += value[i]
+        if len(count):
+            count[slots[i], at] += 1.0
+        first[slots[i]] = min(first[slots[i]], base + bucket)
 
 
 @compiled("f8:2 i8:1 i8:1 i8 > f8:2")

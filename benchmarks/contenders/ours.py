@@ -1,10 +1,12 @@
 """This project, over a topic of JSON events.
 
-    ours.py BOOTSTRAP TOPIC EVENTS poll|windows|all
+    ours.py BOOTSTRAP TOPIC EVENTS client|poll|arrays|windows|hops|all
 
+client:   not ours: the client's own poll, an object per record.
 poll:     the transport alone: records as columns.
-windows:  and decoding, keys, windows at three resolutions, closing, scoring and learning at every
-          hop; nothing is published.
+arrays:   and decoding, and keys as slots.
+windows:  and windows at three resolutions; no hop is due within the lateness allowed.
+hops:     and closing, scoring and learning at every hop; nothing is published.
 all:      the whole service: forecasts of all keys that moved, in transactions.
 
 Prints one JSON line and ends when EVENTS events have been read.
@@ -18,15 +20,19 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
+from kafka import KafkaConsumer, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from stream_forecaster import config
 from stream_forecaster.calendar import Calendar
+from stream_forecaster.compiled import compile_all
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.kafka import KafkaTransport
 from stream_forecaster.edge.store import CheckpointStore
 from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.edge.world import World
+from stream_forecaster.events import EventDecoder
+from stream_forecaster.records import Records
 from stream_forecaster.service import Service
 from stream_forecaster.shard import Shard
 
@@ -44,8 +50,28 @@ def cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def shards_alone(settings: Settings, events: int, *, absorb: bool) -> dict[str, float]:
-    """Poll, and let shards advance in silence."""
+def client(bootstrap: str, topic: str, events: int) -> dict[str, float]:
+    """Poll with the client's defaults, but for as many records at once as ours."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=bootstrap, max_poll_records=20_000, max_partition_fetch_bytes=4 << 20
+    )
+    consumer.assign([TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)])
+    consumer.seek_to_beginning()
+    read, begin_s, begin_cpu_s = 0, 0.0, 0.0
+    while read < events:
+        fetched = consumer.poll(200)
+        if read == 0:
+            begin_s, begin_cpu_s = time.perf_counter(), cpu_s()
+        read += sum(map(len, fetched.values()))
+    result = {"wall_s": time.perf_counter() - begin_s, "cpu_s": cpu_s() - begin_cpu_s}
+    consumer.close()
+    return result
+
+
+def shards_alone(
+    settings: Settings, events: int, take: "Callable[[Shard, Records], object]"
+) -> dict[str, float]:
+    """Poll, and have shards take what comes."""
     transport = KafkaTransport(settings, log)
     calendar, shards, read = Calendar("UTC"), dict[int, Shard](), 0
     begin_s, begin_cpu_s = 0.0, 0.0
@@ -58,8 +84,7 @@ def shards_alone(settings: Settings, events: int, *, absorb: bool) -> dict[str, 
             if read == 0:
                 begin_s, begin_cpu_s = time.perf_counter(), cpu_s()
             read += len(records)
-            if absorb:
-                shards[records.partition].advance(records, aloud=False)
+            take(shards[records.partition], records)
     result = {"wall_s": time.perf_counter() - begin_s, "cpu_s": cpu_s() - begin_cpu_s}
     keys = sum(shard.keys for shard in shards.values())
     state_bytes = sum(shard.state_bytes for shard in shards.values())
@@ -100,16 +125,30 @@ def service(settings: Settings, events: int) -> dict[str, float]:
 def main() -> None:
     """Measure once."""
     bootstrap, topic, events, mode = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    lateness = "6h" if mode == "windows" else "2m"  # hours of events are more than are loaded
     settings = config.parse(
         {
             "kafka": {"bootstrap_servers": bootstrap, "group_id": f"ours-{time.time_ns()}"},
-            "input": {"topic": topic, "max_ahead": "3650d"},
+            "input": {"topic": topic, "max_ahead": "3650d", "allowed_lateness": lateness},
             "output": {"topic": f"{topic}.forecasts", "dead_letter_topic": f"{topic}.dead"},
         }
     )
+    decode = EventDecoder(settings.input, Calendar("UTC"))
+
+    def intern(shard: Shard, records: Records) -> None:
+        events, _ = decode(records)
+        shard.table.intern(events.key, events.time_ms)
+
+    def advance(shard: Shard, records: Records) -> None:
+        shard.advance(records, aloud=False)
+
+    compile_all()
     measure: dict[str, Callable[[], dict[str, float]]] = {
-        "poll": lambda: shards_alone(settings, events, absorb=False),
-        "windows": lambda: shards_alone(settings, events, absorb=True),
+        "client": lambda: client(bootstrap, topic, events),
+        "poll": lambda: shards_alone(settings, events, lambda _shard, _records: None),
+        "arrays": lambda: shards_alone(settings, events, intern),
+        "windows": lambda: shards_alone(settings, events, advance),
+        "hops": lambda: shards_alone(settings, events, advance),
         "all": lambda: service(settings, events),
     }
     print(json.dumps(measure[mode]()), flush=True)
