@@ -29,7 +29,7 @@ DIGITS, WHOLE, DECIMALS = range(3)
 """How a number is written:
 
 DIGITS: with five significant digits, or null where it is not finite.
-WHOLE: as a whole number; it is not negative.
+WHOLE: as a whole number; it is from 0 to 2^52.
 DECIMALS: with three decimals, and five digits; where that is zero it is left out, and so is its
     text, which begins with a comma: one too many at the beginning of an object.
 """

@@ -58,7 +58,7 @@ _HEADER_BYTES = DefaultRecordBatchBuilder.header_size_in_bytes()
 _OVERHEAD_BYTES = _HEADER_BYTES + DefaultRecordBatchBuilder.MAX_RECORD_OVERHEAD
 """What the client reckons for a record beside its key, value and headers."""
 _LONGEST_LENGTH_BYTES = 5
-_AT_ONCE = 512
+_AT_ONCE, _BYTES_AT_ONCE = 512, 256 << 10
 """Messages laid out at once: bounds the temporaries and keeps them in the cache."""
 
 
@@ -131,8 +131,11 @@ def _batches(
     room = config["batch_size"] - _HEADER_BYTES
     out, at = np.empty(room, np.uint8), np.zeros(7, np.int64)
     at[ROOM] = room
-    for begin in range(0, len(messages), _AT_ONCE):
-        some = messages[begin : begin + _AT_ONCE]
+    # Messages of one partition are much alike in size.
+    size = 1 + sum(len(message.value or b"") for message in messages[:1])
+    at_once = max(1, min(_AT_ONCE, _BYTES_AT_ONCE // size))
+    for begin in range(0, len(messages), at_once):
+        some = messages[begin : begin + at_once]
         columns = laid_out(some, now_ms)
         at[RECORD] = 0
         write(*columns, out, at)

@@ -21,6 +21,8 @@ Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 
 _NULL = -1
+_SHORT = 48
+"""Bytes that are copied sooner one by one than at a stroke."""
 _FIXED_FIELDS = 6
 _TIME, _OFFSET, _KEY, _VALUE, _HEADERS = range(1, _FIXED_FIELDS)
 LEAST_BYTES = 3
@@ -79,7 +81,7 @@ class _Numbered(dict[str, int]):
 
 
 @compiled("u1:1 i8:1 i8:1 > i8:2 u1:1 i8:1")
-def write(  # noqa: C901  (loops in a loop)
+def write(  # noqa: C901, PLR0912  (a step after the other, and loops call nothing)
     data: Bytes, time_ms: Int64, first: Int64, fields: Int64, out: Bytes, at: Int64
 ) -> None:
     """Write records one after the other, until all are or one does not fit.
@@ -129,8 +131,11 @@ def write(  # noqa: C901  (loops in a loop)
             place += 1
             if field >= begin + _KEY and field != begin + _HEADERS:
                 start = fields[field, 1]
-                for i in range(number):
-                    out[place + i] = data[start + i]
+                if number > _SHORT:
+                    out[place : place + number] = data[start : start + number]
+                else:
+                    for i in range(number):
+                        out[place + i] = data[start + i]
                 place += max(number, 0)
         at[BYTES] = place
         at[COUNT] += 1
