@@ -48,7 +48,7 @@ class Site:
         self.log = MemoryLog({0: []})
         self.said = LogCapture()
         self.write(events)
-        self._port = 0
+        self._port = self._starts = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -77,6 +77,7 @@ class Site:
         http = Http(host="127.0.0.1", port=self._port)
         self._server = HttpServer(http, self._telemetry.exposition, self._viewers)
         self._port = self._server.port
+        self._starts += 1
         self._stopping = Event()
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -94,6 +95,11 @@ class Site:
             assert time.monotonic() < give_up_s, self.said.entries[-3:]
             time.sleep(_TURN_S)
 
+    def _wall_ms(self) -> int:
+        """Five seconds after the newest record; a process that starts later does so later."""
+        newest_ms = self.end_ms if self.log.partitions[0] else START_MS
+        return newest_ms + 5_000 + self._starts
+
     def _run(self) -> None:
         log = structlog.wrap_logger(
             structlog.ReturnLogger(),
@@ -105,7 +111,7 @@ class Site:
             MemoryStore(self.log),
             self._telemetry,
             log,
-            wall_ms=lambda: self.end_ms + 5_000 if self.log.partitions[0] else START_MS,
+            wall_ms=self._wall_ms,
             background=at_once,
             viewers=self._viewers,
         )

@@ -96,7 +96,11 @@ class Listener:
         return port
 
     def close(self) -> None:
-        """Stop listening. Requests under way end by themselves; safe to call twice."""
+        """Stop listening. Requests under way end by themselves, streams at their next chunk.
+
+        Safe to call twice.
+        """
+        self._server.closing = True
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -111,7 +115,7 @@ class _Server(ThreadingMixIn, TCPServer):
     def __init__(self, http: Http, answer: Answer, *, posts: bool) -> None:
         found = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM)
         self.address_family = found[0][0]
-        self.answer, self.posts = answer, posts
+        self.answer, self.posts, self.closing = answer, posts, False
         self.names = _LOCAL_NAMES if _is_loopback(str(found[0][4][0])) else None
         super().__init__((http.host, http.port), _Handler)
 
@@ -198,6 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_head(HTTPStatus.OK, stream.content_type)
             if self.command != "HEAD":
                 for chunk in stream.chunks:
+                    if self.server.closing:
+                        break
                     self.wfile.write(chunk)
         finally:
             stream.chunks.close()  # type: ignore[attr-defined]  # a generator, which may be open

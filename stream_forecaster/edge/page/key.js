@@ -49,7 +49,8 @@ export function showKey(key) {
     showExperts(resolution, pastOf(key.id, resolution.step_s));
   });
   write($("#message-id"), forecast.id);
-  write($("#message"), JSON.stringify(forecast, (name, value) => (Array.isArray(value) ? `[${value.join(", ")}]` : value), 2).replace(/"(\[[^"]*\])"/g, "$1"));
+  // Rows of numbers on one line. No string has a line break in it, so none is taken for a row.
+  write($("#message"), JSON.stringify(forecast, null, 2).replace(/\[\n[-+.\deE,\s]+\]/g, (row) => row.replace(/\s+/g, " ")));
 }
 
 function badges(quality) {
