@@ -4,12 +4,14 @@ The loop owns all state, so it alone can say what is in it, and it has something
 the rules:
 
 1. Without a viewer nothing is looked up. Counted is always, which costs what adding costs.
-2. All viewers together get a fiftieth of the loop's time: after an answer that took c seconds there
-   is none for 50 c. More viewers, or dearer questions, see rarer updates; the stream sees nothing.
+2. All viewers together get a fiftieth of a core: after answers that took c seconds of it there are
+   none for 50 c. More viewers, or dearer questions, see rarer updates; the stream sees nothing. Who
+   has asked something new waits for a tenth of that: a page that opens has nothing to show yet.
 3. No look takes long: a search through a million keys goes on where it left off.
 4. A page is no reason to stop forecasting: what goes wrong here is logged, and that is all.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -35,6 +37,7 @@ _EVERY_S: Mapping[Subject, float] = {
 }
 """No question is answered more often."""
 _SHARE = 0.02
+_SOONER = 10
 _AT_ONCE_S = 0.02
 _SCANNED = 4096
 """Keys searched before the clock is looked at again."""
@@ -63,9 +66,10 @@ class Showing:
 
     def __init__(self, settings: Settings, world: World, scoreboard: Scoreboard) -> None:
         self._settings, self._viewers, self._log = settings, world.viewers, world.log
-        self._now_s, self._wall_ms = world.now_s, world.wall_ms
+        self._now_s, self._cpu_s, self._wall_ms = world.now_s, world.cpu_s, world.wall_ms
         self._scoreboard, self._encoder = scoreboard, Encoder(settings)
-        self._started_ms, self._next_s, self._chosen_s = world.wall_ms(), 0.0, -_CHOSEN_EVERY_S
+        self._started_ms, self._chosen_s = world.wall_ms(), -math.inf
+        self._rested_s, self._spent_s = -math.inf, 0.0
         self._events = self._forecasts = self._drifts = self._steps = 0
         self._rejects: Counter[str] = Counter()
         self._notes: deque[tuple[float, int, int, int, float | None]] = deque(maxlen=_NOTES)
@@ -107,22 +111,31 @@ class Showing:
     def turn(self, held: Mapping[int, Held]) -> None:
         """Answer who has waited longest, if it is time to, and no more than there is time for."""
         asked = self._viewers.asked()
-        begin_s = self._now_s()
-        if not asked or begin_s < self._next_s:
+        if not asked:
+            return
+        now_s = self._now_s()
+        rest_s = (now_s - self._rested_s) * _SHARE
+        if rest_s * _SOONER < self._spent_s:
             return
         for old in self._answered_s.keys() - asked.keys():
             for of in (self._answered_s, self._past_of, self._scans):
                 of.pop(old, None)
-        for question in sorted(asked, key=lambda q: self._answered_s.get(q, 0.0)):
-            is_new = not asked[question]
-            age_s = begin_s - self._answered_s.get(question, 0.0)
-            if not is_new and age_s < _EVERY_S[question.subject]:
-                continue
-            self._reply(question, held, is_new=is_new)
-            self._answered_s[question] = begin_s
-            if self._now_s() - begin_s >= _AT_ONCE_S:
+        due = [
+            question
+            for question, answers in asked.items()
+            if not answers or (rest_s >= self._spent_s and now_s >= self._due_s(question))
+        ]
+        begin_s = self._cpu_s()
+        for question in sorted(due, key=lambda q: self._answered_s.get(q, -math.inf)):
+            self._reply(question, held, is_new=not asked[question])
+            self._answered_s[question] = now_s
+            if self._cpu_s() - begin_s >= _AT_ONCE_S:
                 break
-        self._next_s = begin_s + (self._now_s() - begin_s) / _SHARE
+        if due:
+            self._rested_s, self._spent_s = now_s, self._cpu_s() - begin_s
+
+    def _due_s(self, question: Question) -> float:
+        return self._answered_s.get(question, -math.inf) + _EVERY_S[question.subject]
 
     def _reply(self, question: Question, held: Mapping[int, Held], *, is_new: bool) -> None:
         try:
@@ -219,9 +232,9 @@ class Showing:
     def _search(self, question: Question, shards: Sequence[Shard]) -> bytes | None:
         """Go on with a search; its list when it is through."""
         scan = self._scans.setdefault(question, self._scan(question, shards))
-        begin_s = self._now_s()
+        begin_s = self._cpu_s()
         while (answer := next(scan)) is None:
-            if self._now_s() - begin_s >= _AT_ONCE_S:
+            if self._cpu_s() - begin_s >= _AT_ONCE_S:
                 return None
         del self._scans[question]
         return answer

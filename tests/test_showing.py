@@ -37,11 +37,11 @@ def settings(*, network: bool = False) -> Settings:
 
 
 class Process:
-    """A service on a log in memory, with a clock that only moves when told."""
+    """A service on a log in memory, with clocks that only move when told."""
 
     def __init__(self, log: MemoryLog, config: Settings | None = None) -> None:
         self.log, self.viewers, self.said = log, Viewers(), LogCapture()
-        self.seconds, self.per_look = 100.0, 0.0
+        self.seconds, self.cpu, self.per_look = 100.0, 0.0, 0.0
         world = World(
             MemoryTransport(log),
             MemoryStore(log),
@@ -51,16 +51,17 @@ class Process:
                 processors=[self.said],
                 wrapper_class=structlog.make_filtering_bound_logger(0),
             ),
-            now_s=self._now_s,
+            now_s=lambda: self.seconds,
+            cpu_s=self._cpu_s,
             wall_ms=lambda: START_MS + 10 * _MINUTE_MS,
             background=at_once,
             viewers=self.viewers,
         )
         self.service = Service(config or settings(), world)
 
-    def _now_s(self) -> float:
-        self.seconds += self.per_look
-        return self.seconds
+    def _cpu_s(self) -> float:
+        self.cpu += self.per_look
+        return self.cpu
 
     def step(self, seconds: float = 1.0) -> None:
         """One turn, so much later."""
@@ -134,21 +135,35 @@ def test_without_a_viewer_nothing_is_answered(monkeypatch: pytest.MonkeyPatch) -
     assert not process.said.entries[-1]["event"].startswith("showing")
 
 
-def test_viewers_get_a_fiftieth_of_the_time() -> None:
-    """After an answer that took long there is none for fifty times as long."""
+def test_viewers_get_a_fiftieth_of_a_core() -> None:
+    """After an answer that took a tenth of a second there is none for five seconds."""
     process = drained()
     with process.viewers.watching([Question("overview")]) as watch:
         process.step(60.0)
         assert watch.news(0)
+        process.per_look = 0.05  # every look at the clock; three in an answer
 
-        process.per_look = 0.1  # every look at the clock
         process.step(60.0)
         assert watch.news(0)
-        process.per_look = 0.0
         process.step(4.0)
         assert not watch.news(0)
-        process.step(30.0)
+        process.step(1.5)
         assert watch.news(0)
+
+
+def test_what_is_new_is_answered_sooner() -> None:
+    """A page that opens waits for a tenth of that; those that are open do not profit."""
+    process = drained()
+    with process.viewers.watching([Question("overview")]) as watch:
+        process.per_look = 0.05
+        process.step(60.0)
+        assert watch.news(0)
+        with process.viewers.watching([Question("keys")]) as other:
+            process.step(0.3)
+            assert not other.news(0)
+            process.step(0.3)
+            assert other.news(0)
+            assert not watch.news(0)
 
 
 def test_no_question_starves() -> None:

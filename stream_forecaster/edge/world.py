@@ -24,6 +24,7 @@ class World:
         telemetry: what is measured.
         log: what the operator should know.
         now_s: the only clock; monotonic seconds.
+        cpu_s: what this thread has taken of a core, in seconds.
         wall_ms: epoch milliseconds, to compare with the broker's times.
         weights: what a network starts from; None: those that ship.
         background: where checkpoints are written.
@@ -35,6 +36,7 @@ class World:
     telemetry: Telemetry
     log: FilteringBoundLogger
     now_s: Callable[[], float] = time.monotonic
+    cpu_s: Callable[[], float] = time.thread_time
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     weights: Weights | None = None
     background: Background = in_thread
