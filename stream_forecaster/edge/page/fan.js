@@ -152,7 +152,7 @@ export class Fan {
     this.#plot = new uPlot(
       {
         ...this.#size(),
-        padding: [10, 8, 0, 0],
+        padding: [10, 18, 0, 0],
         legend: { show: false },
         cursor: { y: false, points: { show: false }, drag: { x: false, y: false } },
         tzDate: (seconds) => uPlot.tzDate(new Date(1000 * seconds), timezone()),

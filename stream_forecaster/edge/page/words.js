@@ -78,7 +78,8 @@ export function time(ms, form = "both") {
 
 /** Bars (or a line) of some numbers, without axes: an SVG to be read at a glance. */
 export function spark(svg, values, { line = false, top = null } = {}) {
-  const known = values.map((value) => value ?? 0);
+  let last = 0;
+  const known = values.map((value) => (last = value ?? (line ? last : 0)));
   const highest = top ?? Math.max(...known, 1e-9);
   const count = known.length;
   let path = "";
