@@ -116,7 +116,8 @@ class _Server(ThreadingMixIn, TCPServer):
         found = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM)
         self.address_family = found[0][0]
         self.answer, self.posts, self.closing = answer, posts, False
-        self.names = _LOCAL_NAMES if _is_loopback(str(found[0][4][0])) else None
+        is_local = _is_loopback(str(found[0][4][0]))
+        self.names = _LOCAL_NAMES | {http.host, f"[{http.host}]"} if is_local else None
         super().__init__((http.host, http.port), _Handler)
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -168,7 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if self.server.names is None or not host or name.lower() in self.server.names:
             return True
-        self._send(problem(HTTPStatus.MISDIRECTED_REQUEST, "this is localhost, and nobody else"))
+        detail = "reached as localhost only; to be reached by other names, set http.host"
+        self._send(problem(HTTPStatus.MISDIRECTED_REQUEST, detail))
         return False
 
     def _is_of_our_page(self) -> bool:
