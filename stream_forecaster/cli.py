@@ -57,6 +57,7 @@ from stream_forecaster.edge.subcommands import (
     topics_app,
 )
 from stream_forecaster.edge.telemetry import Telemetry
+from stream_forecaster.edge.viewers import Viewers
 from stream_forecaster.edge.weights_file import read_weights
 from stream_forecaster.edge.world import World
 from stream_forecaster.errors import StoreUnusable, StreamForecasterError, Unavailable
@@ -150,7 +151,8 @@ def _serve(
     telemetry.build_info(
         version=__version__, pipeline=settings.kafka.group_id, config_id=settings.config_id
     )
-    with closing(HttpServer(settings.http, telemetry.exposition)) as server:
+    viewers = Viewers()
+    with closing(HttpServer(settings.http, telemetry.exposition, viewers)) as server:
         store = CheckpointStore(settings.state.checkpoint_url, settings.kafka.group_id)
         store.probe()
         log.info(
@@ -173,7 +175,7 @@ def _serve(
         if settings.model.network:
             weights = read_weights(settings.model.weights) or shipped()
         with closing(KafkaTransport(settings, log, stopping, alive=alive)) as transport:
-            world = World(transport, store, telemetry, log, weights=weights)
+            world = World(transport, store, telemetry, log, weights=weights, viewers=viewers)
             Service(settings, world, cold_start=cold_start).run(stopping.is_set, observe)
 
 

@@ -427,6 +427,10 @@ class Http(_Section):
 
     host: str = Field("127.0.0.1", description="0.0.0.0: all interfaces")
     port: int = Field(8080, ge=0, le=65_535, description="0: any free port")
+    page: bool = Field(
+        True,  # noqa: FBT003  (pydantic's first parameter)
+        description="The live page, which shows keys to whoever can connect.",
+    )
 
 
 class Log(_Section):

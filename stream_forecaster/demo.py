@@ -4,9 +4,10 @@
        (a thread)     (a thread)   (a process)               (this thread)
 
 The service is `stream-forecaster run` as anyone would start it, told by environment variables where
-the broker is. The users begin in the past and live fast, so that hours have passed within half a
-minute: first a stretch of history as quickly as the service reads it, then sixty seconds in each of
-ours, until they have caught up with the present.
+the broker is. Its page is passed on by this process (`demo_page`), with buttons that make its life
+hard (`demo_trials`). The users begin in the past and live fast, so that hours have passed within
+half a minute: first a stretch of history as quickly as the service reads it, then sixty seconds in
+each of ours, until they have caught up with the present.
 
 However it ends, the process is ended and the directory of its checkpoints removed. The threads hand
 everything to the main one through queues; nothing is shared but flags.
@@ -18,8 +19,7 @@ import time
 import webbrowser
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from itertools import islice
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
@@ -30,27 +30,17 @@ from rich.console import Console
 from rich.live import Live
 
 from stream_forecaster import config
-from stream_forecaster.calendar import DAY_MS, HOUR_MS
 from stream_forecaster.config import Settings
 from stream_forecaster.demo_board import Board
+from stream_forecaster.demo_page import DemoPage
 from stream_forecaster.demo_service import ServiceProcess
+from stream_forecaster.demo_trials import Trials
+from stream_forecaster.demo_users import Users
 from stream_forecaster.edge.broker import Broker
-from stream_forecaster.edge.topics import EventWriter, create_topics, read_topic
-from stream_forecaster.synth import Population, SyntheticEvent
+from stream_forecaster.edge.topics import create_topics, read_topic
 
 T = TypeVar("T")
 
-_USERS = 100
-_SEED = 0
-_EVENTS_PER_S = 1.0
-"""Of all users together, in their own time."""
-_SPEED = 60
-_MOST_HISTORY_MS = 2 * DAY_MS
-_FAST_MS = DAY_MS
-"""How long the users live fast where no end is given."""
-_BATCH_EVENTS = 500
-_MOST_UNREAD = 10_000
-"""How far the users may be ahead of the service."""
 _TICK_S = 0.25
 _LINE_EVERY_S = 2.0
 _PATIENCE_S = 60.0
@@ -111,11 +101,16 @@ class _Stage:
             create_topics(settings, 1)
             self._service = stack.enter_context(ServiceProcess(mapping, directory / "service.log"))
             self.board = Board([r.step_ms // 1_000 for r in settings.resolutions])
-            self._users = _Users(settings, self._seconds, time.time_ns() // 1_000_000)
+            self._users = Users(settings, self._seconds, time.time_ns() // 1_000_000)
             self._reader = _Reader(settings)
             threads = stack.enter_context(ThreadPoolExecutor(2, "demo"))
             stack.callback(self._users.stopping.set)
             stack.callback(self._reader.stopping.set)
+            trials = Trials(self._users, self._service, self.board, settings)
+            self._page = stack.enter_context(
+                closing(DemoPage(trials.actions, lambda: self._service.port))
+            )
+            trials.tell = self._page.tell
             self._sending = threads.submit(self._users.run)
             self._reading = threads.submit(self._reader.run)
             self._stack = stack.pop_all()
@@ -126,7 +121,8 @@ class _Stage:
 
     def start_service(self) -> str:
         """Wait until the service is there; its page."""
-        return self._service.wait_until_started(_PATIENCE_S)
+        self._service.wait_until_started(_PATIENCE_S)
+        return self._page.url
 
     def play(self, draw: Draw, told: Callable[[], bool]) -> None:
         """Let the users send until the time is over or somebody says stop."""
@@ -171,60 +167,6 @@ class _Stage:
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._begin_s
-
-
-class _Users:
-    """The simulator: history first, then a minute in each second.
-
-    Attributes:
-        sent: batches of events that the broker has acknowledged.
-        phase: what it is doing, in words.
-        seen: how many of its events the service has read; set by the main thread.
-        stopping: ends it.
-    """
-
-    def __init__(self, settings: Settings, seconds: float | None, now_ms: int) -> None:
-        self.sent: SimpleQueue[list[SyntheticEvent]] = SimpleQueue()
-        self.phase, self.seen, self.stopping = "starting", 0, Event()
-        self._total = 0
-        self._settings = settings
-        fast_ms = _FAST_MS if seconds is None else round(1_000 * seconds * _SPEED)
-        history_ms = _MOST_HISTORY_MS if seconds is None else round(seconds * HOUR_MS)
-        self._live_ms = now_ms - fast_ms
-        self._begin_ms = self._live_ms - min(history_ms, _MOST_HISTORY_MS)
-        self._population = Population(
-            seed=_SEED,
-            users=_USERS,
-            start_ms=self._begin_ms,
-            events_per_s=_EVENTS_PER_S,
-            allowed_lateness_ms=settings.input.allowed_lateness_ms,
-        )
-
-    def run(self) -> None:
-        """Send until told to stop."""
-        with EventWriter(self._settings) as writer:
-            self._send_history(writer)
-            begin_s, reached_ms = time.monotonic(), self._live_ms
-            while not self.stopping.wait(_TICK_S / 2):
-                lived_ms = round((time.monotonic() - begin_s) * _SPEED * 1_000)
-                now_ms = time.time_ns() // 1_000_000
-                until_ms = min(self._live_ms + lived_ms, now_ms)
-                self.phase = "live" if until_ms == now_ms else f"live, {_SPEED} times as fast"
-                self._send(writer, list(self._population.events(reached_ms, until_ms)))
-                reached_ms = until_ms
-
-    def _send_history(self, writer: EventWriter) -> None:
-        events = self._population.events(self._begin_ms, self._live_ms)
-        while not self.stopping.is_set() and (batch := list(islice(events, _BATCH_EVENTS))):
-            self._send(writer, batch)
-            share = (batch[-1].arrival_ms - self._begin_ms) / (self._live_ms - self._begin_ms)
-            self.phase = f"history, {100 * share:.0f} % sent"
-            while self._total - self.seen > _MOST_UNREAD and not self.stopping.wait(_TICK_S / 5):
-                pass
-
-    def _send(self, writer: EventWriter, batch: list[SyntheticEvent]) -> None:
-        self._total += writer.write((event.key, event.value, event.arrival_ms) for event in batch)
-        self.sent.put(batch)
 
 
 class _Reader:

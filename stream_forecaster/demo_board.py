@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -29,6 +29,9 @@ _NEWEST = 3
 _BARS = " ▁▂▃▄▅▆▇█"
 _PREFIX = "streamforecaster_"
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_MOST_IDS = 200_000
+"""So many of the newest are remembered at least."""
+_ID = re.compile(rb'"id":"([^"]+)"')
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -60,6 +63,17 @@ class Readings:
     def seen(self) -> int:
         """Records that were counted or rejected."""
         return self.events + sum(self.rejects.values())
+
+    def after(self, before: "Readings") -> "Readings":
+        """What this process and those before it have counted together; the rest as it is now."""
+        rejects = Counter(before.rejects)
+        rejects.update(self.rejects)
+        return replace(
+            self,
+            events=before.events + self.events,
+            rejects=dict(rejects),
+            forecasts=before.forecasts + self.forecasts,
+        )
 
     @classmethod
     def parse(cls, exposition: str) -> "Readings":
@@ -101,13 +115,16 @@ class Board:
         phase: what the simulator is doing, in words.
         sent: records sent.
         forecasts: forecasts read back from the output topic.
+        twice: of those, how many had the id of one before them.
         first_forecast_s: seconds from the start to the first of them; None before it.
         readings: the newest metrics.
     """
 
     def __init__(self, steps_s: Iterable[int]) -> None:
         self.phase = "starting"
-        self.sent = self.forecasts = 0
+        self.sent = self.forecasts = self.twice = 0
+        self._ids: set[bytes] = set()
+        self._older_ids: set[bytes] = set()
         self.first_forecast_s: float | None = None
         self.readings = Readings()
         self._steps = {f"{step_s}s": _step(step_s) for step_s in steps_s}
@@ -141,6 +158,11 @@ class Board:
             self._latest.pop(key, None)
             return
         self.forecasts += 1
+        if found := _ID.search(value):
+            self.twice += found[1] in self._ids or found[1] in self._older_ids
+            self._ids.add(found[1])
+            if len(self._ids) >= _MOST_IDS:
+                self._older_ids, self._ids = self._ids, set()
         if self.first_forecast_s is None:
             self.first_forecast_s = at_s
         self._latest[key] = value

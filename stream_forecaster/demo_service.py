@@ -1,4 +1,8 @@
-"""The demo's service: `stream-forecaster run` in a process of its own, told by its environment."""
+"""The demo's service: `stream-forecaster run` in a process of its own, told by its environment.
+
+It may be killed and started again (`die_and_return`), by another thread than the one that looks
+after it: one lock keeps them from taking that for an end nobody asked for.
+"""
 
 import json
 import os
@@ -6,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 from stream_forecaster.config import ENVIRONMENT_PREFIX
@@ -32,8 +38,25 @@ class ServiceProcess:
         self._mapping, self._log = mapping, log
         self._port: int | None = None
         self._stopped = False
+        self._lock = Lock()
+        self._before = Readings()
+        """What processes that were killed had counted."""
 
     def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._stopped = True
+            self._end()
+
+    @property
+    def port(self) -> int | None:
+        """Where it listens; None while it does not."""
+        return self._port
+
+    def _start(self) -> None:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "stream_forecaster", "run"],
@@ -43,12 +66,34 @@ class ServiceProcess:
                 env=_environment(self._mapping),
                 start_new_session=True,  # Ctrl-C is for the demo, which ends the service in time
             )
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def _end(self) -> None:
+        self._port = None
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+
+    def die_and_return(self, patience_s: float) -> None:
+        """Kill the process, start another one, and wait until it has recovered.
+
+        Everything sent has to be counted by then: what a process counted dies with it.
+
+        Raises:
+            StreamForecasterError: it did not come back.
+        """
+        counted = self.readings()
+        with self._lock:
+            if self._stopped or counted is None:
+                raise StreamForecasterError("the demo is over, or the service does not answer")
+            self._before = counted
+            self._end()
+            self._start()
+        self.wait_until_started(patience_s)
+        give_up_s = time.monotonic() + patience_s
+        while self.ask("/readyz") is None:
+            if time.monotonic() > give_up_s:
+                raise self._failure(f"did not recover within {patience_s:.0f} s")
+            time.sleep(_ASK_EVERY_S)
 
     def wait_until_started(self, patience_s: float) -> str:
         """Wait for the service's first word; the address of its page.
@@ -71,17 +116,28 @@ class ServiceProcess:
         Raises:
             StreamForecasterError: the process has ended by itself.
         """
-        if self._port is None or self._stopped:
+        with self._lock:
+            if self._port is None or self._stopped:
+                return None
+            self._require_alive()
+            said = self.ask("/metrics")
+        return None if said is None else Readings.parse(said.decode()).after(self._before)
+
+    def ask(self, path: str, patience_s: float = _ANSWERS_WITHIN_S) -> bytes | None:
+        """What it answers to a GET; None if it does not answer, or not with 200."""
+        port = self._port
+        if port is None:
             return None
-        self._require_alive()
-        connection = HTTPConnection(_HOST, self._port, timeout=_ANSWERS_WITHIN_S)
+        connection = HTTPConnection(_HOST, port, timeout=patience_s)
         try:
-            connection.request("GET", "/metrics")
-            return Readings.parse(connection.getresponse().read().decode())
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read()
         except (OSError, HTTPException):
             return None
         finally:
             connection.close()
+        return body if answer.status == HTTPStatus.OK else None
 
     def stop(self, patience_s: float) -> None:
         """Ask the service to finish, as a supervisor does.
@@ -89,8 +145,9 @@ class ServiceProcess:
         Raises:
             StreamForecasterError: it did not within the time given, or not cleanly.
         """
-        self._stopped = True
-        self._process.terminate()
+        with self._lock:
+            self._stopped = True
+            self._process.terminate()
         try:
             code = self._process.wait(patience_s)
         except subprocess.TimeoutExpired:

@@ -38,6 +38,7 @@ from stream_forecaster.records import Records
 from stream_forecaster.recovery import Recovery
 from stream_forecaster.saving import Saving
 from stream_forecaster.shard import Shard
+from stream_forecaster.showing import Showing
 
 _POLL_S = 0.2
 _REPORT_S = 1.0
@@ -98,6 +99,7 @@ class Service:
         self._committed_s = self._reported_s = world.now_s()
         self._keys_shed, self._shed_logged_s = 0, -math.inf
         self._scoreboard = Scoreboard(world.telemetry, settings)
+        self._showing = Showing(settings, world, self._scoreboard)
         self.health = Health(world.now_s())
 
     def run(
@@ -137,6 +139,7 @@ class Service:
         # Once more, as one is written at a time: a partition that has stood still waits its turn.
         self._saving.turn(self._settled())
         self._report()
+        self._showing.turn(self._held)
 
     def finish(self) -> None:
         """Publish, commit and checkpoint what is ready, so that the successor starts at once."""
@@ -272,6 +275,7 @@ class Service:
             held.committed = offsets[partition]
             for turn in held.pending.turns:
                 self._scoreboard.count(turn)
+                self._showing.count(turn)
                 self._keys_shed += len(turn.shed)
             self._telemetry.forecasts_shed("superseded", held.pending.shed)
             held.pending = Pending()
@@ -298,7 +302,9 @@ class Service:
             return
         self._reported_s = now_s
         shards = [held.shard for held in self._held.values()]
-        self._scoreboard.show(shards, self._transport.lag())
+        lag = self._transport.lag()
+        self._scoreboard.show(shards, lag)
+        self._showing.note(self._held, lag)
         self._saving.show(shards)
         self._telemetry.partitions(assigned=len(shards), restoring=len(restoring))
         self._telemetry.heartbeat(self._world.wall_ms() / 1000)

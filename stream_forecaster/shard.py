@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # it loads torch: a process without a network does without
 Int64 = NDArray[np.int64]
 
 _UNSEEN = np.iinfo(np.int64).min
-_COLD_BUCKETS = 10
+COLD_BUCKETS = 10
 """A key with fewer closed buckets at the finest resolution is called a cold start."""
 
 
@@ -382,7 +382,7 @@ class Shard:
             paths,
             Intent.of(paths, fine.surprise(slots), is_mean=is_mean),
             self._table["observations"][slots],
-            age < _COLD_BUCKETS,
+            age < COLD_BUCKETS,
             age <= 0,
             coverage,
             skill,

@@ -147,6 +147,16 @@ class Window:
             return np.full(len(first), np.nan)
         return np.where(index >= first, self._column("total")[:, index % self.size], np.nan)
 
+    def underway(self, slots: Int64) -> Float64:
+        """What the open buckets of `slots` (B,) hold so far, (B, open); NaN where missing."""
+        index = self.closed + np.arange(self.open)
+        total = self._column("total")[slots][:, index % self.size]
+        missing = index < self.first(slots)[:, None]
+        if self._is_mean:
+            count = self._column("count")[slots][:, index % self.size]
+            total, missing = total / np.maximum(count, 1.0), count == 0
+        return np.where(missing, np.nan, total)
+
     def first(self, slots: Int64 | slice = np.s_[:]) -> Int64:
         """(B,) the bucket of each key's first event."""
         first: Int64 = self._column("first")[slots]

@@ -402,7 +402,7 @@ def test_what_is_no_assignment_is_refused_without_its_value(assignment: str) -> 
             {"resolutions": [{"step": "1m", "context": 1, "horizon": 1, "horizn": 2}]},
             "resolutions.0.horizn: unknown setting; did you mean horizon?",
         ),
-        ({"http": {"x": 1}}, "http.x: unknown setting; known here: host, port"),
+        ({"http": {"x": 1}}, "http.x: unknown setting; known here: host, port, page"),
     ],
 )
 def test_an_unknown_setting_is_an_error_with_a_suggestion(

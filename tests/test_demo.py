@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import re
 import signal
@@ -8,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from rich.console import Console
 
 from stream_forecaster.demo_board import Board, Readings, sparkline
+from stream_forecaster.edge.viewers import key_id
 from stream_forecaster.synth import Population
 
 MONDAY_MS = 1_767_571_200_000
@@ -160,6 +163,49 @@ def test_a_service_that_dies_is_a_failure(start_demo: StartDemo) -> None:
 
     assert code == 70, said
     assert "the service ended by itself" in said
+    assert demo.leaves_nothing()
+
+
+def post(url: str, name: str, key: bytes) -> str:
+    """Press a button of the page; what it says."""
+    request = Request(  # noqa: S310  (the demo's own page)
+        f"{url}demo/{name}",
+        json.dumps({"key": key_id(key)}).encode(),
+        {"Origin": url.rstrip("/")},
+    )
+    with urlopen(request, timeout=200) as response:  # noqa: S310
+        said: str = json.load(response)["said"]
+    return said
+
+
+@pytest.mark.timeout(300)
+def test_whatever_the_buttons_do_the_sums_hold(start_demo: StartDemo) -> None:
+    """A burst, late events, one from 2031, garbage, SIGKILL: nothing is lost, or done twice.
+
+    And what was forecast before the death is forecast after it.
+    """
+    demo = start_demo()
+    url = demo.wait_for("page: ").rpartition("page: ")[2].strip()
+    demo.wait_for("in the 80 % interval")
+    for name, words in {
+        "burst": "at once",
+        "late": "refused as too late",
+        "future": "refused as too far ahead",
+        "garbage": "kept byte for byte",
+    }.items():
+        assert words in post(url, name, b"steady-0047")
+    (service,) = demo.children()
+
+    said = post(url, "kill", b"steady-0047")
+
+    assert re.search(r"All \d+ forecasts are the same as before, ids and every number", said), said
+    assert "none twice" in said
+    assert demo.children() != [service]
+    demo.process.send_signal(signal.SIGTERM)
+    code, said = demo.finish()
+    assert code == 0, said
+    assert "The sums hold." in said
+    assert re.search(r"[1-9]\d* too_far_ahead, [1-9]\d* too_late", said)
     assert demo.leaves_nothing()
 
 

@@ -111,6 +111,17 @@ def test_a_late_event_counts_while_its_bucket_is_open() -> None:
     assert drawing.feed(". . . |") == "1 2 3"
 
 
+def test_what_is_under_way_can_be_looked_at() -> None:
+    """Open buckets as they are so far: sums, or means with gaps where nothing came."""
+    sums, means = Drawing(4), Drawing(4, is_mean=True)
+    for drawing in (sums, means):
+        drawing.feed("1 | 2+4 .")
+
+    assert sums.window.underway(np.array([0]))[0].tolist()[:3] == [6, 0, 0]
+    np.testing.assert_equal(means.window.underway(np.array([0]))[0][:3], [3, np.nan, np.nan])
+    assert sums.show() == "_ _ _ 1"
+
+
 @given(
     level=st.floats(-1e6, 1e6),
     context=st.integers(1, 7),

@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.telemetry import Forecaster, Telemetry
 from stream_forecaster.scoring import NAIVE, PUBLISHED, Score
 from stream_forecaster.shard import Shard, Turn
+
+Float64 = NDArray[np.float64]
 
 _SHOWN: dict[Forecaster, str] = {
     "published": PUBLISHED,
@@ -27,7 +30,12 @@ _SCORE_MEMORY = 0.995
 
 
 class Scoreboard:
-    """Counts for one process; the only state is the running score of each resolution."""
+    """Counts for one process; the only state is the running score of each resolution.
+
+    Attributes:
+        scores: that, finest first; empty before anything was committed.
+        weights: per resolution, (M,) the mean weight of each expert when it was last shown.
+    """
 
     def __init__(self, telemetry: Telemetry, settings: Settings) -> None:
         self._telemetry = telemetry
@@ -35,7 +43,8 @@ class Scoreboard:
         self._max_keys = settings.state.max_keys
         for name in self._names:
             telemetry.drift(name, 0)
-        self._scores: list[Score] | None = None
+        self.scores: list[Score] = []
+        self.weights: list[Float64] = []
 
     def count(self, turn: Turn) -> None:
         """Add a turn that has been committed."""
@@ -60,19 +69,21 @@ class Scoreboard:
         for shard in shards:
             if shard.watermark_ms is not None:
                 self._telemetry.watermark(shard.partition, shard.watermark_ms)
+        self.weights = []
         for i, name in enumerate(self._names if shards else ()):
             pools = [shard.pools[i] for shard in shards]
             weights = np.mean([pool.mean_weights() for pool in pools], axis=0)
+            self.weights.append(weights)
             for expert, weight in zip(pools[0].experts, weights.tolist(), strict=True):
                 self._telemetry.expert_weight(name, expert, weight)
 
     def _count_scores(self, turn: Turn) -> None:
-        scores = self._scores or [score * 0.0 for score in turn.scores]
-        self._scores = [
+        scores = self.scores or [score * 0.0 for score in turn.scores]
+        self.scores = [
             old * (_SCORE_MEMORY if new.count.any() else 1.0) + new
             for old, new in zip(scores, turn.scores, strict=True)
         ]
-        rows = zip(self._names, turn.scores, self._scores, turn.drifts, strict=True)
+        rows = zip(self._names, turn.scores, self.scores, turn.drifts, strict=True)
         for name, new, running, drifts in rows:
             if drifts:
                 self._telemetry.drift(name, drifts)

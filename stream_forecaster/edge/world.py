@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from structlog.typing import FilteringBoundLogger
 
 from stream_forecaster.checkpoint import Store
 from stream_forecaster.edge.saver import Background, in_thread
 from stream_forecaster.edge.telemetry import Telemetry
+from stream_forecaster.edge.viewers import Viewers
 from stream_forecaster.records import Transport
 from stream_forecaster.weights import Weights
 
@@ -23,9 +24,11 @@ class World:
         telemetry: what is measured.
         log: what the operator should know.
         now_s: the only clock; monotonic seconds.
+        cpu_s: what this thread has taken of a core, in seconds.
         wall_ms: epoch milliseconds, to compare with the broker's times.
         weights: what a network starts from; None: those that ship.
         background: where checkpoints are written.
+        viewers: who looks at the page.
     """
 
     transport: Transport
@@ -33,6 +36,8 @@ class World:
     telemetry: Telemetry
     log: FilteringBoundLogger
     now_s: Callable[[], float] = time.monotonic
+    cpu_s: Callable[[], float] = time.thread_time
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     weights: Weights | None = None
     background: Background = in_thread
+    viewers: Viewers = field(default_factory=Viewers)

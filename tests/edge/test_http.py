@@ -143,22 +143,58 @@ def test_metrics_negotiates_its_own_content_type(server: HttpServer, accept: str
     assert body == b"up 1\n"
 
 
-def test_the_page_links_and_escapes(server: HttpServer, clock: _Clock) -> None:
-    """The page leads to the other three, and no text can become markup."""
-    server.health = Health(clock.now_s, (0,), not_ready="<script>alert('&')</script>")
-
+def test_the_page_leads_to_the_others_and_runs_nothing_from_elsewhere(server: HttpServer) -> None:
+    """The page links the other three; its scripts and styles are files of ours, and none inline."""
     response, body = _ask(server, "/?utm=1")
     text = body.decode()
 
     assert response.getheader("Content-Type") == "text/html; charset=utf-8"
-    assert [path for path in ("/livez", "/readyz", "/metrics") if f'href="{path}"' in text] == [
-        "/livez",
-        "/readyz",
-        "/metrics",
-    ]
-    assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in text
-    assert "<script" not in text
-    assert "default-src 'none'" in (response.getheader("Content-Security-Policy") or "")
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert f'href="{path}"' in text
+    wanted = re.findall(r'<(?:script|link)[^>]* (?:src|href)="(/[^"]*)"', text)
+    assert len(wanted) == 4
+    for path in wanted:
+        assert _ask(server, path)[0].status == 200
+    assert not re.search(r"<script[^>]*>[^<]|<style|style=|onclick", text)
+    policy = response.getheader("Content-Security-Policy") or ""
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
+    assert "unsafe" not in policy
+
+
+def test_the_page_can_be_switched_off() -> None:
+    """Then only health and metrics are there, which name no key."""
+    with closing(HttpServer(Http(host="127.0.0.1", port=0, page=False), _metrics)) as server:
+        statuses = {
+            path: _ask(server, path)[0].status
+            for path in ("/", "/page/main.js", "/api/stream", "/api/forecasts", "/livez")
+        }
+
+    assert statuses == {
+        "/": 404,
+        "/page/main.js": 404,
+        "/api/stream": 404,
+        "/api/forecasts": 404,
+        "/livez": 200,
+    }
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8080", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:80", 200),
+        ("LOCALHOST", 200),
+        ("evil.example", 421),
+        ("evil.example:80", 421),
+        ("127.0.0.1.evil.example", 421),
+    ],
+)
+def test_only_this_machine_s_names_are_answered_to(
+    server: HttpServer, host: str, status: int
+) -> None:
+    """A name that was made to point at localhost reads nothing, from whatever page it comes."""
+    assert _ask(server, "/", Host=host)[0].status == status
 
 
 def test_head_is_get_without_the_body(server: HttpServer) -> None:
@@ -190,7 +226,7 @@ def test_only_get_and_head(server: HttpServer, method: str) -> None:
 def test_by_default_only_this_machine_can_ask() -> None:
     """Health and metrics are nobody else's business until the settings say so."""
     with closing(HttpServer(Http(port=0), _metrics)) as server:
-        assert server._server.server_address[0] == "127.0.0.1"
+        assert server._listener._server.server_address[0] == "127.0.0.1"
 
 
 def test_a_failing_handler_answers_and_the_server_goes_on(server: HttpServer) -> None:

@@ -1,0 +1,115 @@
+"""What people who look at the page cost: events per CPU-second with nobody there, and with five.
+
+    python benchmarks/viewers.py [--events 300000] [--keys 1000] [--viewers 5] [--rounds 3] [--json]
+
+The real service reads a log in memory as fast as it can, in one process with its HTTP server, and
+viewers in processes of their own read streams: each the overview, the list of keys, and a key that
+nobody else looks at. Both ways are taken in turn, round by round; the medians are printed, as
+CPU-seconds of the whole process, so that it matters little what else the machine does. The network
+is left out: it would make everything else dearer, and viewers look small.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import closing
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from stream_forecaster.config import Http, parse
+from stream_forecaster.edge.http import HttpServer
+from stream_forecaster.edge.memory import MemoryLog, MemoryRecord, MemoryStore, MemoryTransport
+from stream_forecaster.edge.telemetry import Telemetry
+from stream_forecaster.edge.viewers import Viewers, key_id
+from stream_forecaster.edge.world import World
+from stream_forecaster.service import Service
+
+_START_MS = 1_767_571_200_000  # 2026-01-05, a Monday
+_SPAN_MS = 30 * 60_000
+_PER_POLL = 5_000
+_READ = """
+import sys, time, urllib.request
+stream, size = urllib.request.urlopen(sys.argv[1]), 0
+print(flush=True)
+while data := stream.read1(1 << 16):
+    size += len(data)
+"""
+
+
+def events(count: int, keys: int) -> list[MemoryRecord]:
+    """Half an hour of events of so many keys."""
+    found = []
+    for i in range(count):
+        time_ms = _START_MS + i * _SPAN_MS // count
+        value = b'{"user_id":"user-%06d","ts":%d,"type":"view"}' % (i * 7_919 % keys, time_ms)
+        found.append(MemoryRecord(None, value, time_ms))
+    return found
+
+
+def cpu_s(records: list[MemoryRecord], viewers: int) -> tuple[float, float]:
+    """CPU-seconds of this process and seconds by the wall, to read all with so many viewers."""
+    log, box = MemoryLog({0: records}), Viewers()
+    settings = parse({"model": {"network": False}, "kafka": {"commit_interval": "0s"}})
+    telemetry = Telemetry(CollectorRegistry())
+    world = World(
+        MemoryTransport(log, lambda: _PER_POLL),
+        MemoryStore(log),
+        telemetry,
+        structlog.wrap_logger(structlog.ReturnLogger()),
+        wall_ms=lambda: _START_MS + _SPAN_MS,
+        viewers=box,
+    )
+    with closing(HttpServer(Http(port=0), telemetry.exposition, box)) as server:
+        service, readers = Service(settings, world), []
+        for i in range(viewers):
+            key = key_id(b"user-%06d" % i)
+            url = f"http://127.0.0.1:{server.port}/api/stream?order=active&key={key}"
+            reader = subprocess.Popen([sys.executable, "-c", _READ, url], stdout=subprocess.PIPE)
+            assert reader.stdout is not None
+            reader.stdout.readline()
+            readers.append(reader)
+        begin_s, wall_s = time.process_time(), time.monotonic()
+        while not log.drained:
+            service.step()
+        spent = time.process_time() - begin_s, time.monotonic() - wall_s
+        for reader in readers:
+            reader.kill()
+            reader.communicate()
+    return spent
+
+
+def main() -> int:
+    """Measure both ways and print them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--events", type=int, default=300_000)
+    parser.add_argument("--keys", type=int, default=1_000)
+    parser.add_argument("--viewers", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    records = events(options.events, options.keys)
+    cpu_s(records[:10_000], 0)  # compiles what is compiled
+    taken: dict[int, list[tuple[float, float]]] = {0: [], options.viewers: []}
+    for turn in range(options.rounds):
+        print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
+        for viewers, spent in taken.items():
+            spent.append(cpu_s(records, viewers))
+    cpu = {n: statistics.median(cpu for cpu, _ in spent) for n, spent in taken.items()}
+    wall_s = statistics.median(wall_s for _, wall_s in taken[options.viewers])
+    share = (cpu[options.viewers] - cpu[0]) / wall_s / options.viewers
+    if options.json:
+        print(json.dumps({"cpu_s": cpu, "wall_s": wall_s, "core_per_viewer": share}))
+        return 0
+    print(f"{options.events:,} events of {options.keys:,} keys, flat out:")
+    for n, spent_s in cpu.items():
+        print(f"  {n} viewers {spent_s:8.2f} CPU-s {options.events / spent_s:10,.0f} events/CPU-s")
+    print(f"  {share:.2%} of a core for each viewer")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
