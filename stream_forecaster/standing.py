@@ -6,15 +6,21 @@ it was before the resolutions agreed: agreement begins anew at every hop. The qu
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster.compiled import compiled, halved, widened
 from stream_forecaster.keys import KeyTable
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Slots = Int64 | slice
+
+_LEAST = float(np.finfo(np.float32).tiny)
+_NOTHING = 1e-9
+"""As for `agreement.moved_along`: so little is nothing to scale by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +61,8 @@ class Standing:
 
     def keep(self, slots: Slots, said: Statement) -> None:
         """From now on `slots` (B,) stand for what was `said`."""
-        deviation = said.quantiles - said.mean[..., None]
-        largest = np.abs(deviation).max(axis=2)
-        deviation /= np.maximum(largest, np.finfo(np.float32).tiny)[..., None]
-        self._column("mean")[slots] = np.stack([said.mean, largest], axis=2)
-        self._column("quantiles")[slots] = deviation
+        rows = self._table.rows(slots)
+        _keep(said.mean, said.quantiles, rows, self._column("mean"), self._column("quantiles"))
         self._column("weights")[slots] = said.weights
 
     def mean(self, slots: Slots) -> Float64:
@@ -69,10 +72,61 @@ class Standing:
 
     def statement(self, slots: Slots) -> Statement:
         """What `slots` (B,) stand for."""
-        mean, largest = np.moveaxis(self._column("mean")[slots], 2, 0).astype(np.float64, order="C")
-        deviation = self._column("quantiles")[slots].astype(np.float64)
-        quantiles = mean[..., None] + largest[..., None] * deviation
+        return self.agreed(slots, self.mean(slots), is_count=False)
+
+    def agreed(self, slots: Slots, mean: Float64, *, is_count: bool) -> Statement:
+        """The same, moved along to other means (B, H) as `agreement.moved_along` does it.
+
+        Quantiles of counts are whole numbers.
+        """
+        rows = self._table.rows(slots)
+        quantiles = np.empty((*mean.shape, self._column("quantiles").shape[2]))
+        _say(self._column("mean"), self._column("quantiles"), rows, mean, is_count, quantiles)
         return Statement(mean, quantiles, self._column("weights")[slots].astype(np.float64))
 
-    def _column(self, name: str) -> NDArray[np.float32]:
+    def _column(self, name: str) -> NDArray[Any]:
         return self._table[f"{self._prefix}.{name}"]
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f8:2 f8:3 i8:1 > f4:3 f2:3")
+def _keep(
+    mean: Float64,
+    quantiles: Float64,
+    rows: Int64,
+    means: NDArray[np.float32],
+    deviations: NDArray[np.float16],
+) -> None:
+    """Keep means (B, H) and quantiles (B, H, Q) of rows (B,)."""
+    for b in range(len(rows)):
+        for h in range(mean.shape[1]):
+            middle, largest = mean[b, h], 0.0
+            for q in range(quantiles.shape[2]):
+                largest = max(largest, abs(quantiles[b, h, q] - middle))
+            means[rows[b], h, 0], means[rows[b], h, 1] = middle, largest
+            unit = max(largest, _LEAST)
+            for q in range(quantiles.shape[2]):
+                deviations[rows[b], h, q] = halved((quantiles[b, h, q] - middle) / unit)
+
+
+@compiled("f4:3 f2:3 i8:1 f8:2 b1 > f8:3")
+def _say(
+    means: NDArray[np.float32],
+    deviations: NDArray[np.float16],
+    rows: Int64,
+    mean: Float64,
+    is_count: bool,  # noqa: FBT001  (loops have no keywords)
+    quantiles: Float64,
+) -> None:
+    """Quantiles (B, H, Q) of rows (B,) around means (B, H)."""
+    for b in range(len(rows)):
+        for h in range(mean.shape[1]):
+            middle = np.float64(means[rows[b], h, 0])
+            largest = np.float64(means[rows[b], h, 1])
+            factor = mean[b, h] / middle if middle > _NOTHING else 1.0
+            moved = mean[b, h] - middle
+            for q in range(quantiles.shape[2]):
+                said = middle + largest * np.float64(widened(deviations[rows[b], h, q]))
+                quantiles[b, h, q] = np.rint(said * factor) if is_count else said + moved
