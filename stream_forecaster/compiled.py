@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 _SQUARINGS = 6
-_PART = 1 / 2**_SQUARINGS
+_PART = 0.5**_SQUARINGS
 _LEAST_EXPONENT = -40.0
 
 _Loop = TypeVar("_Loop", bound=Callable[..., None])
@@ -35,8 +35,8 @@ def compiled(signature: str) -> Callable[[_Loop], _Loop]:
 
     Args:
         signature: the types of what it reads, then ">" and of what it writes to. "f8" is a number,
-            "f8:2" an array with two axes; there are f8, f4, f2, i8 and b1. Of f2, half precision,
-            a loop sees the bits, for `widened` and `halved`.
+            "f8:2" an array with two axes; there are f8, f4, f2, i8, i1 and b1. Of f2, which is half
+            precision, a loop sees the bits, for `widened` and `halved`.
     """
 
     def compiled_loop(loop: _Loop) -> _Loop:
@@ -128,6 +128,7 @@ def _compile(loop: Callable[..., None], names: list[str]) -> Any:  # noqa: ANN40
         "f4": numba.float32,
         "f2": numba.uint16,
         "i8": numba.int64,
+        "i1": numba.int8,
         "b1": numba.boolean,
     }
 

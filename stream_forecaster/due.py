@@ -11,7 +11,8 @@ is read, h[g] buckets later, just before it is overwritten.
 
 Far ahead neighbouring forecasts are nearly the same. So of a far bucket only one in s[g] is kept,
 judged and learned from. Which one of each s[g] is drawn by lot, or only some minutes of the hour or
-hours of the day would ever be judged.
+hours of the day would ever be judged. Where memory is short only one is kept at a time: of two h[g]
+buckets the lot is drawn among the first, so that it lands before another may come.
 
 This is most of what is remembered of a key. So only the published mean and its expected error are
 kept in float32; all else in float16, as a deviation from that mean in expected errors, which is at
@@ -96,9 +97,13 @@ class Due:
             most: how many forecasts of a horizon bucket are kept at a time.
         """
         self._table, self._horizons, self._whole = table, horizons, whole
-        self._stride = -(-horizons // most)
-        # Positions of each ring. Of two drawn by lot the older may come late and the newer early.
-        self._size = -(-horizons // self._stride) + (self._stride > 1)
+        if most == 1:
+            self._stride = np.maximum(2 * horizons - 1, 1)
+            self._lots, self._size = horizons, np.ones_like(horizons)
+        else:
+            self._stride = self._lots = -(-horizons // most)
+            # Of two drawn by lot the older may come late and the newer early.
+            self._size = -(-horizons // self._stride) + (self._stride > 1)
         self._ring = np.concatenate([[0], np.cumsum(self._size)])
         self._parts = (forecasters, levels, levels * (members > 1), levels * (members > 0))
         self._means, self._others = f"{prefix}.due", f"{prefix}.due_others"
@@ -172,7 +177,7 @@ class Due:
 
     def _is_kept(self, index: Int64 | int) -> NDArray[np.bool_]:
         """(G,) whether what is issued after bucket `index`, one or (G,), is kept."""
-        lot = _lots(index // self._stride) % self._stride
+        lot = _lots(index // self._stride) % self._lots
         drawn: NDArray[np.bool_] = index % self._stride == lot
         return drawn
 

@@ -422,9 +422,9 @@ def _weigh_one(  # noqa: PLR0913, PLR0917  (what weights are made of)
         w, x, y, z = w + weight[m], x + weight[m + 1], y + weight[m + 2], z + weight[m + 3]
     for m in range(fours, experts):
         w += weight[m]
-    part = (1 - _SHARE) / ((w + x) + (y + z))
+    total = (w + x) + (y + z)
     for m in range(experts):
-        weight[m] = part * weight[m] + _SHARE / experts
+        weight[m] = (1 - _SHARE) * weight[m] / total + _SHARE / experts
 
 
 @compiled("f4:3 f4:2 i8:1 f8:2 f8:1 f8 i8 > f8:3")

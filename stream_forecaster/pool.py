@@ -46,8 +46,10 @@ _MOVED = 0.1
 """A forecast has moved when it differs by so many of its own expected errors."""
 _QUALITY_DISCOUNT = 0.98
 _UNASKED = np.empty(0)
-_KEPT, _LEAN_KEPT = 8, 3
+_KEPT, _LEAN_KEPT = 8, 1
 """Forecasts of a horizon bucket that are kept until they land."""
+_LEAN_GROWTH = 8
+"""A horizon bucket ends so many times as far ahead as the one before; else at twice as far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,7 @@ class Pool:
             resolution,
             open_span_ms=settings.input.allowed_lateness_ms + settings.resolutions[0].step_ms,
             is_mean=settings.input.aggregate == "mean",
+            is_short=settings.is_lean and settings.input.aggregate == "count",
         )
         self._table, self._calendar = table, calendar
         self._levels = settings.output.quantiles
@@ -197,7 +200,8 @@ class Pool:
         )
         self._baselines = seasonal_naive(calendar, self.window)
         self._names = tuple(expert.name for expert in self._experts)
-        ends, self._horizons = horizon_buckets(resolution.horizon)
+        growth = _LEAN_GROWTH if self._is_lean else 2
+        ends, self._horizons = horizon_buckets(resolution.horizon, growth)
         self._bucket = np.searchsorted(ends, np.arange(1, resolution.horizon + 1))
         self._name = f"pool.{resolution.step_ms}"
         self._spread = Spread(table, self._name)
@@ -278,9 +282,15 @@ class Pool:
         index = self.window.closed
         baselines = [baseline.said(index, self._horizons) for baseline in self._baselines]
         truth = self.window.close()
-        landed = list(self._due.land(index, truth))
-        score = self._score(landed, baselines)
-        return Closed(score, self._learn(index, truth, landed), truth)
+        score, losses, spreads = self.no_score(), [], self._spread()
+        if self._lstm:
+            self._lstm.land(index, truth)
+        for group in self._due.land(index, truth):
+            self._score(score, group, baselines)
+            loss = self._learn(index, group, spreads[group.slots])
+            if len(loss):
+                losses.append(float(np.mean(loss)))
+        return Closed(score, self._settle(index, truth, losses), truth)
 
     def skip(self, until: int) -> None:
         """Close all buckets before `until` at once as silent; what would land there is not scored.
@@ -290,27 +300,27 @@ class Pool:
         self.window.skip(until)
         self._due.forget()
 
-    def _score(self, landed: list[Landed], baselines: list[list[Float64]]) -> Score:
+    def _score(self, score: Score, group: Landed, baselines: list[list[Float64]]) -> None:
         """Baselines: what each had said at each of the G horizons, (K,)."""
-        score = self.no_score()
-        for group in landed:
-            said = group.said
-            pooled = np.maximum(said.pooled, 0.0) if self._is_count else said.pooled
-            naive = [baseline[group.bucket][group.slots] for baseline in baselines]
-            points = np.stack([said.mean, *said.predictions, pooled, *naive])
-            score.land(group.bucket, group.truth, points, said.quantiles)
-        return score
+        said = group.said
+        pooled = np.maximum(said.pooled, 0.0) if self._is_count else said.pooled
+        naive = [baseline[group.bucket][group.slots] for baseline in baselines]
+        points = np.stack([said.mean, *said.predictions, pooled, *naive])
+        score.land(group.bucket, group.truth, points, said.quantiles)
 
-    def _learn(self, index: int, truth: Float64, landed: list[Landed]) -> bool:
-        spreads, losses = self._spread(), []
-        if self._lstm:
-            self._lstm.land(index, truth)
-        for group in landed:
-            self._learn_weights(index, group, spreads[group.slots])
-            loss = self._learn_quantiles(index, group, spreads[group.slots])
-            if len(loss):
-                losses.append(float(np.mean(loss)))
-        self._note_quality(landed[0])
+    def _learn(self, index: int, group: Landed, spread: Float64) -> Float64:
+        """From one horizon bucket: the residuals (B,) without their sign, in calibration's units.
+
+        One at a time: what they had said of all keys at all horizons would take a lot of memory.
+        """
+        self._learn_weights(index, group, spread)
+        loss = self._learn_quantiles(index, group, spread)
+        if group.bucket == 0:
+            self._note_quality(group)
+        return loss
+
+    def _settle(self, index: int, truth: Float64, losses: list[float]) -> bool:
+        """All horizons have learned: what is left to do. Was a drift detected?"""
         self._spread.learn(truth)
         self._fusion.settle(index)
         if self._distribution:
@@ -649,13 +659,15 @@ class Pool:
         return self._table[f"{self._name}.{name}"]
 
 
-def horizon_buckets(horizon: int) -> tuple[Int64, Int64]:
+def horizon_buckets(horizon: int, growth: int = 2) -> tuple[Int64, Int64]:
     """The last step of each of G horizon buckets, and its middle, which represents it.
 
     >>> [part.tolist() for part in horizon_buckets(24)]
     [[1, 2, 4, 8, 16, 24], [1, 2, 3, 6, 12, 20]]
+    >>> [part.tolist() for part in horizon_buckets(24, 8)]
+    [[1, 8, 24], [1, 5, 16]]
     """
-    powers = [1 << i for i in range(horizon.bit_length()) if 1 << i < horizon]
+    powers = [growth**i for i in range(horizon.bit_length()) if growth**i < horizon]
     ends = np.array([*powers, horizon], np.int64)
     return ends, (np.concatenate([[0], ends[:-1]]) + 1 + ends) // 2
 

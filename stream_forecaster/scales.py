@@ -129,6 +129,7 @@ class Scales:
                 pool.resolution.horizon,
                 levels,
                 len(pool.experts),
+                is_short=settings.is_lean,
             )
             for pool in self.pools[1:]
         )

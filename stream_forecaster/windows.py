@@ -15,7 +15,8 @@ whenever the ring wraps, so rounding cannot build up.
 
 Rules of residence:
 1. Values are float64: counts stay exact to 2^53, and sums are added in log order by `np.add.at` on
-   a flat index, which gives the same bits however the log is cut (`np.bincount` does not).
+   a flat index, which gives the same bits however the log is cut (`np.bincount` does not). Where
+   memory is short counts are float32: exact to 2^24, and 16,777,216 for all that is more.
 2. A bucket before a key's first event is *missing* (NaN on reading), not zero: a newcomer's average
    divides by the buckets it was there for. With aggregate "mean" so is a bucket without events.
 """
@@ -53,6 +54,7 @@ class Window:
         *,
         open_span_ms: int,
         is_mean: bool,
+        is_short: bool = False,
     ) -> None:
         """Add this window's columns to `table`.
 
@@ -62,6 +64,7 @@ class Window:
             resolution: step and context.
             open_span_ms: the longest stretch of event time that can be open at once.
             is_mean: a bucket's value is the mean of its events, else their sum.
+            is_short: values are small whole numbers, for which half the memory does.
         """
         self.step_ms = resolution.step_ms
         self.context = resolution.context
@@ -72,7 +75,9 @@ class Window:
         self.open = open_span_ms // shortest_ms + 2
         self.size = self.context + self.open + 1
         self._name = f"window.{resolution.step_ms}"
-        table.add(f"{self._name}.total", (self.size,), dtype=np.float64)
+        kind = np.float32 if is_short else np.float64
+        self._unroll = _unroll_short if is_short else _unroll
+        table.add(f"{self._name}.total", (self.size,), dtype=kind)
         if is_mean:
             table.add(f"{self._name}.count", (self.size,), dtype=np.float64)
         table.add(f"{self._name}.first", dtype=np.int64, fill=_NEVER)
@@ -87,7 +92,8 @@ class Window:
         """Add events (N,) to their open buckets. None may be earlier than `closed`'s start."""
         index = self._calendar.index(time_ms, self.step_ms)
         cell = slots * self.size + index % self.size
-        np.add.at(self._column("total").reshape(-1), cell, value)
+        total = self._column("total").reshape(-1)
+        np.add.at(total, cell, value.astype(total.dtype, copy=False))
         if self._is_mean:
             np.add.at(self._column("count").reshape(-1), cell, 1.0)
         np.minimum.at(self._column("first"), slots, index)
@@ -96,13 +102,14 @@ class Window:
         """Close the first open bucket; its values (K,), NaN where missing."""
         index, total, first = self.closed, self._column("total"), self._column("first")
         position, leaving = index % self.size, (index - self.context) % self.size
-        left = np.where(index - self.context >= first, total[:, leaving], np.nan)
+        left = np.where(index - self.context >= first, total[:, leaving].astype(np.float64), np.nan)
         if self._is_mean:
             count = self._column("count")
             with np.errstate(invalid="ignore"):  # 0 / 0: no events, hence missing
                 total[:, position] /= count[:, position]
             count[:, leaving] = 0.0
-        entered: Float64 = np.where(index >= first, total[:, position], np.nan)
+        newest = total[:, position].astype(np.float64)
+        entered: Float64 = np.where(index >= first, newest, np.nan)
         total[:, leaving] = 0.0
         self.closed = index + 1
         if position == 0:
@@ -133,7 +140,7 @@ class Window:
         """
         rows = self._table.rows(slots)
         values = np.empty((len(rows), self.context if newest is None else newest))
-        _unroll(self._column("total"), self._column("first"), rows, self.closed, values)
+        self._unroll(self._column("total"), self._column("first"), rows, self.closed, values)
         return values
 
     def value(self, index: int) -> Float64:
@@ -141,7 +148,8 @@ class Window:
         first = self._column("first")
         if not self.closed - self.context <= index < self.closed:
             return np.full(len(first), np.nan)
-        return np.where(index >= first, self._column("total")[:, index % self.size], np.nan)
+        held = self._column("total")[:, index % self.size].astype(np.float64)
+        return np.where(index >= first, held, np.nan)
 
     def first(self, slots: Int64 | slice = np.s_[:]) -> Int64:
         """(B,) the bucket of each key's first event."""
@@ -180,8 +188,9 @@ class Window:
 # -- loops over keys -----------------------------------------------------------------------------
 
 
-@compiled("f8:2 i8:1 i8:1 i8 > f8:2")
-def _unroll(total: Float64, first: Int64, rows: Int64, closed: int, values: Float64) -> None:
+def _unrolled(
+    total: Float64 | NDArray[np.float32], first: Int64, rows: Int64, closed: int, values: Float64
+) -> None:
     """Values (B, T) of rings (K, W), oldest first; NaN before a key's first bucket."""
     size, context = total.shape[1], values.shape[1]
     for b in range(len(rows)):
@@ -190,3 +199,7 @@ def _unroll(total: Float64, first: Int64, rows: Int64, closed: int, values: Floa
             known = closed - context + t >= first[rows[b]]
             values[b, t] = total[rows[b], at] if known else np.nan
             at = at + 1 if at + 1 < size else 0
+
+
+_unroll = compiled("f8:2 i8:1 i8:1 i8 > f8:2")(_unrolled)
+_unroll_short = compiled("f4:2 i8:1 i8:1 i8 > f8:2")(_unrolled)
