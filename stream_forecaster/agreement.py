@@ -301,27 +301,23 @@ def moved_along(quantiles: Float64, mean: Float64, agreed: Float64, *, is_count:
     return moved
 
 
-def drawn_in(
+def draw_in(
     quantiles: Float64, agreed: Float64, steps: Steps, observed: Float64, *, is_count: bool
-) -> Float64:
-    """Quantiles (B, H, Q) as the first step goes by: what came of it is no longer uncertain.
+) -> None:
+    """Draw in quantiles (B, H, Q) as the first step goes by: what came of it is certain by now.
 
     Variance grows with the mean of counts, and with time for real values. A count is a whole number
-    and never below what was `observed` (B,).
+    and never below what was `observed` (B,). Their means (B, H) are what was `agreed`.
     """
     if not steps.elapsed_ms:
-        return quantiles
+        return
     now = agreed[:, :1]
     if is_count:
         share = 1 - observed[:, None] / np.maximum(now, _NOTHING)
     else:
         share = np.where(np.isnan(observed), 1.0, steps.open_share)[:, None]
     first = now + np.sqrt(np.clip(share, 0.0, 1.0)) * (quantiles[:, 0] - now)
-    if is_count:
-        first = np.maximum(np.rint(first), observed[:, None])
-    drawn = quantiles.copy()
-    drawn[:, 0] = first
-    return drawn
+    quantiles[:, 0] = np.maximum(np.rint(first), observed[:, None]) if is_count else first
 
 
 def _with_rest(finer: Float64, own: Float64, steps: Steps) -> Float64:

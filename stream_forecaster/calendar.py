@@ -23,6 +23,8 @@ LATEST_MS = 4_102_444_800_000
 
 # 1970-01-01 was a Thursday; weeks begin on Monday.
 _MONDAY_SHIFT_MS = 3 * DAY_MS
+_MARGIN_DAYS = 3_000
+"""How far beyond them an hour may lie that a window reaches back to, or a horizon on to."""
 # No zone changes its offset twice within six days; the shortest summer time, in Recife in 2000, was
 # an hour short of a week.
 _SAMPLE_MS = 6 * DAY_MS
@@ -43,15 +45,14 @@ class Calendar:
     _change_ms: Int64 = field(init=False, repr=False)
     _offset_ms: Int64 = field(init=False, repr=False)
     _midnight_ms: Int64 = field(init=False, repr=False)
-    _holiday: Int64 = field(init=False, repr=False)  # days since 1970-01-01
+    _day_type: Int64 = field(init=False, repr=False)  # of days since 1970-01-01
 
     def __post_init__(self) -> None:
         change, offset = _transitions(ZoneInfo(self.timezone))
         object.__setattr__(self, "_change_ms", change)
         object.__setattr__(self, "_offset_ms", offset)
         object.__setattr__(self, "_midnight_ms", self._midnights())
-        holiday = np.array(self.holidays, "datetime64[D]").astype(np.int64)
-        object.__setattr__(self, "_holiday", holiday)
+        object.__setattr__(self, "_day_type", self._day_types())
 
     def index(self, time_ms: Int64 | int, step_ms: int) -> Int64:
         """The bucket that `time_ms` falls into; ascends with time, consecutive for neighbours."""
@@ -82,9 +83,7 @@ class Calendar:
 
     def day_type(self, time_ms: Int64 | int) -> Int64:
         """0 from Monday to Friday, 1 on Saturdays, 2 on Sundays and holidays."""
-        day = self.local(time_ms) // DAY_MS
-        weekday = (day + _MONDAY_SHIFT_MS // DAY_MS) % 7
-        return np.where(np.isin(day, self._holiday), 2, np.clip(weekday - 4, 0, 2))
+        return self._day_type[self.local(time_ms) // DAY_MS + _MARGIN_DAYS]
 
     def from_local(self, local_ms: int) -> int:
         """The moment at which the wall clock reads `local_ms`, as `zoneinfo` has it with fold 0.
@@ -93,6 +92,14 @@ class Calendar:
         """
         until = self._change_ms + np.maximum(self._offset_ms[:-1], self._offset_ms[1:])
         return local_ms - int(self._offset_ms[np.searchsorted(until, local_ms, side="right")])
+
+    def _day_types(self) -> Int64:
+        """(days,) of each local day from the margin before 1970 on, to the one after 2099."""
+        day = np.arange(-_MARGIN_DAYS, LATEST_MS // DAY_MS + _MARGIN_DAYS)
+        types = np.clip((day + _MONDAY_SHIFT_MS // DAY_MS) % 7 - 4, 0, 2)
+        holiday = np.array(self.holidays, "datetime64[D]").astype(np.int64)
+        types[np.isin(day, holiday)] = 2
+        return types
 
     def _midnights(self) -> Int64:
         """(days,) the first moment of each local day since 1970-01-01.

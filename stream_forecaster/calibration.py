@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled
+from stream_forecaster.compiled import compiled, inlined
 from stream_forecaster.fusion import FORGET, ExponentialWeights
 from stream_forecaster.keys import KeyTable, nested, under
 
@@ -43,6 +43,8 @@ _LARGEST = 100.0
 _SHARPNESS = 1.0
 """Of the mixture: pinball losses of members differ by a few percent, squared errors by more."""
 _SHIFT_RATE = 0.01
+_NO_COUNT = 1e-9
+"""As for `agreement.moved_along`: so little is nothing to scale by."""
 _COUNT_FLOOR = 0.05
 """Keeps the unit of a count that is forecast as zero from vanishing."""
 
@@ -71,19 +73,15 @@ class Calibration:
         """Take in residuals (B,) of landed forecasts of slots (B,) in their `unit`s (B,)."""
         if not len(landed):
             return
-        scaled = np.clip(residual / unit, -_LARGEST, _LARGEST)
-        relative = scaled / self._widths(landed)[:, bucket]
-        below = np.array([np.count_nonzero(relative <= level) for level in self._shape[bucket]])
-        below = below / len(landed)
+        below, total = np.zeros(len(self._levels)), np.zeros(1)
+        shape, own = self._shape[bucket], self._table[f"{self._prefix}.residual"]
+        _track(bucket, landed, residual, unit, self._population(), shape, below, total, own)
+        below /= len(landed)
         # Fast at first, slower as evidence grows; the far levels have further to go.
         rate = _RATE * (1 + 7 / np.sqrt(1 + self._residual[bucket, 1]))
-        self._shape[bucket] += rate * (self._levels - below) * (0.3 + np.abs(self._shape[bucket]))
-        self._shape[bucket].sort()
-        size = np.abs(scaled)
-        own = self._table[f"{self._prefix}.residual"]
-        own[landed, bucket] *= _DISCOUNT
-        own[landed, bucket] += np.stack([size, np.ones_like(size)], axis=1)
-        self._residual[bucket] = _DISCOUNT * self._residual[bucket] + (size.mean(), 1.0)
+        shape += rate * (self._levels - below) * (0.3 + np.abs(shape))
+        shape.sort()
+        self._residual[bucket] = _DISCOUNT * self._residual[bucket] + (total[0] / len(landed), 1.0)
 
     def forget(self) -> None:
         """Count what was learned of the widths for a tenth: a drift was detected."""
@@ -102,11 +100,12 @@ class Calibration:
         Args:
             slots: which keys (B,).
             path: (B, H) fused means.
-            spread: (B,) the keys' spreads.
+            spread: (B,) the keys' spreads; not asked of counts.
             bucket: (H,) the horizon bucket of each step.
         """
+        own, rows = self._table[f"{self._prefix}.residual"], self._table.rows(slots)
         error = np.empty(path.shape)
-        _expect(self._widths(slots), path, spread, bucket, self._is_count, error)
+        _expect(own, rows, self._population(), path, spread, bucket, self._is_count, error)
         return error
 
     def quantiles(self, path: Float64, size: Float64, bucket: Int64) -> Float64:
@@ -122,6 +121,11 @@ class Calibration:
         _spread(path, size, bucket, self._shape, least, quantiles)
         return quantiles
 
+    @property
+    def shape(self) -> Float64:
+        """(G, Q) the quantiles of errors in expected ones."""
+        return self._shape
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""
         return {"shape": self._shape, "residual": self._residual}
@@ -130,15 +134,11 @@ class Calibration:
         """Take `arrays` back."""
         self._shape[:], self._residual[:] = arrays["shape"], arrays["residual"]
 
-    def _widths(self, slots: Int64 | slice) -> Float64:
-        """(B, G) mean |residual| of each key in units, shrunk to the population's; never zero."""
-        own = self._table[f"{self._prefix}.residual"][slots].astype(np.float64)
-        total, weight = self._residual[:, 0], self._residual[:, 1]
-        population = (total + 1.0) / (weight + 1.0)
-        width: Float64 = (own[..., 0] + _PRIOR_BUCKETS * population) / (
-            own[..., 1] + _PRIOR_BUCKETS
-        )
-        return np.maximum(width, 1e-9)
+    def _population(self) -> Float64:
+        """(G,) mean |residual| of all keys in units."""
+        total, weight = self._residual.T
+        mean: Float64 = (total + 1.0) / (weight + 1.0)
+        return mean
 
 
 class Mixture:
@@ -209,6 +209,29 @@ class Mixture:
         _shift(size, self._shift, bucket, mixed)
         return mixed
 
+    def of_counts(
+        self,
+        slots: Int64 | slice,
+        path: tuple[Float64, Float64, Float64],
+        members: tuple[Float64, Float64, Float64, Float64],
+        bucket: Int64,
+    ) -> Float64:
+        """The mixed quantiles (B, H, Q) of counts, moved along to another mean: whole numbers.
+
+        What `quantiles` says of `Calibration.quantiles`, `NegativeBinomial.quantiles` and the
+        network's, and `moved_along` of that, in one go and without those on the way.
+
+        Args:
+            slots: which keys (B,).
+            path: (B, H) means, their expected errors, and the means to move to.
+            members: (G, Q) shapes; (B, H) where in the tables (G, N, Q), those too; and the
+                network's quantiles (B, H, Q), or none at all.
+            bucket: (H,) the horizon bucket of each step.
+        """
+        quantiles = np.empty((*path[0].shape, len(self._levels)))
+        _mix_counts(*path, *members, bucket, self._weights.weights(slots), quantiles)
+        return quantiles
+
     def forget(self) -> None:
         """Count what was learned of the members for a tenth."""
         self._weights.forget()
@@ -226,20 +249,93 @@ class Mixture:
 # -- loops over keys -----------------------------------------------------------------------------
 
 
-@compiled("f8:2 f8:2 f8:1 i8:1 b1 > f8:2")
-def _expect(
-    width: Float64,
+@inlined
+def _width(own: NDArray[np.float32], population: float) -> float:
+    """Mean |residual| of a key in units, (2,) sum and weight, shrunk to all keys'; never zero."""
+    total, weight = np.float64(own[0]), np.float64(own[1])
+    return max((total + _PRIOR_BUCKETS * population) / (weight + _PRIOR_BUCKETS), 1e-9)
+
+
+@compiled("f4:3 i8:1 f8:1 f8:2 f8:1 i8:1 b1 > f8:2")
+def _expect(  # noqa: PLR0913, PLR0917  (what an error is made of)
+    own: NDArray[np.float32],
+    rows: Int64,
+    population: Float64,
     path: Float64,
     spread: Float64,
     bucket: Int64,
     is_count: bool,  # noqa: FBT001  (loops have no keywords)
     error: Float64,
 ) -> None:
-    """Widths (B, G) times units: of paths (B, H) of counts, or spreads (B,)."""
+    """Widths of rows (B,) times units: of paths (B, H) of counts, or spreads (B,)."""
+    width = np.empty(len(population))
     for b in range(len(path)):
+        for g in range(len(width)):
+            width[g] = _width(own[rows[b], g], population[g])
         for h in range(len(bucket)):
             unit = np.sqrt(max(path[b, h], 0.0) + _COUNT_FLOOR) if is_count else spread[b]
-            error[b, h] = width[b, bucket[h]] * unit
+            error[b, h] = width[bucket[h]] * unit
+
+
+@compiled("i8 i8:1 f8:1 f8:1 f8:1 f8:1 > f8:1 f8:1 f4:3")
+def _track(  # noqa: PLR0913, PLR0917  (what is learned of a residual)
+    bucket: int,
+    landed: Int64,
+    residual: Float64,
+    unit: Float64,
+    population: Float64,
+    shape: Float64,
+    below: Float64,
+    total: Float64,
+    own: NDArray[np.float32],
+) -> None:
+    """Count how many residuals (B,) lie at or below each shape (Q,), and add up their sizes."""
+    for b in range(len(landed)):
+        scaled = min(max(residual[b] / unit[b], -_LARGEST), _LARGEST)
+        kept = own[landed[b], bucket]
+        relative, size = scaled / _width(kept, population[bucket]), abs(scaled)
+        for q in range(len(shape)):
+            below[q] += relative <= shape[q]
+        kept[0] = _DISCOUNT * kept[0] + size
+        kept[1] = _DISCOUNT * kept[1] + 1
+        total[0] += size
+
+
+@compiled("f8:2 f8:2 f8:2 f8:2 f8:2 f8:3 f8:3 i8:1 f8:3 > f8:3")
+def _mix_counts(  # noqa: PLR0913, PLR0917  (all that has a say)
+    path: Float64,
+    size: Float64,
+    to: Float64,
+    shape: Float64,
+    place: Float64,
+    tables: Float64,
+    outside: Float64,
+    bucket: Int64,
+    weight: Float64,
+    quantiles: Float64,
+) -> None:
+    """Quantiles (B, H, Q) of counts, mixed by weights (members, B, G), moved and rounded."""
+    levels, has_network = quantiles.shape[2], outside.shape[0] > 0
+    for b in range(len(path)):
+        for h in range(len(bucket)):
+            g, said = bucket[h], quantiles[b, h]
+            mean, error, at = path[b, h], size[b, h], place[b, h]
+            factor = to[b, h] / mean if mean > _NO_COUNT else 1.0
+            below = 0 if np.isnan(at) else min(int(at), tables.shape[1] - 2)
+            part, own = at - below, 0.0 if np.isnan(at) else weight[1, b, g]
+            part = 0.0 if np.isnan(at) else part
+            low, high = tables[g, below], tables[g, below + 1]
+            for q in range(levels):
+                tracked = max(mean + error * shape[g, q], 0.0)
+                drawn = (1 - part) * low[q] + part * high[q]
+                said[q] = tracked + own * (drawn - tracked)
+            if has_network:
+                for q in range(levels):
+                    tracked = max(mean + error * shape[g, q], 0.0)
+                    change = weight[2, b, g] * (outside[b, h, q] - tracked)
+                    said[q] += 0.0 if np.isnan(change) else change
+            for q in range(levels):
+                said[q] = np.rint(np.rint(said[q]) * factor)
 
 
 @compiled("f8:2 f8:2 i8:1 f8:2 f8 > f8:3")

@@ -11,7 +11,8 @@ is read, h[g] buckets later, just before it is overwritten.
 
 Far ahead neighbouring forecasts are nearly the same. So of a far bucket only one in s[g] is kept,
 judged and learned from. Which one of each s[g] is drawn by lot, or only some minutes of the hour or
-hours of the day would ever be judged.
+hours of the day would ever be judged. Where memory is short only one is kept at a time: of two h[g]
+buckets the lot is drawn among the first, so that it lands before another may come.
 
 This is most of what is remembered of a key. So only the published mean and its expected error are
 kept in float32; all else in float16, as a deviation from that mean in expected errors, which is at
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled
+from stream_forecaster.compiled import compiled, halved, widened
 from stream_forecaster.keys import KeyTable
 
 Float64 = NDArray[np.float64]
@@ -44,9 +45,9 @@ class Said:
             which float16 needs, where a key has hardly moved and a forecaster is far off.
         predictions: (M, ...) of the forecasters; NaN for no opinion.
         pooled: of the experts, before the network and the agreement across scales had their say.
-        quantiles: (Q, ...) published.
-        inside: (Q or 0, ...) without the network's.
-        outside: (Q or 0, ...) the network's.
+        quantiles: (..., Q) published.
+        inside: (..., Q or 0) without the network's.
+        outside: (..., Q or 0) the network's.
     """
 
     mean: Float64
@@ -96,50 +97,74 @@ class Due:
             most: how many forecasts of a horizon bucket are kept at a time.
         """
         self._table, self._horizons, self._whole = table, horizons, whole
-        self._stride = -(-horizons // most)
-        # Positions of each ring. Of two drawn by lot the older may come late and the newer early.
-        self._size = -(-horizons // self._stride) + (self._stride > 1)
+        if most == 1:
+            self._stride = np.maximum(2 * horizons - 1, 1)
+            self._lots, self._size = horizons, np.ones_like(horizons)
+        else:
+            self._stride = self._lots = -(-horizons // most)
+            # Of two drawn by lot the older may come late and the newer early.
+            self._size = -(-horizons // self._stride) + (self._stride > 1)
         self._ring = np.concatenate([[0], np.cumsum(self._size)])
-        self._parts = np.cumsum([forecasters, 1, levels, levels * (members > 1)])
+        self._parts = (forecasters, levels, levels * (members > 1), levels * (members > 0))
         self._means, self._others = f"{prefix}.due", f"{prefix}.due_others"
-        others = self._parts[-1] + levels * (members > 0)
+        others = sum(self._parts) + 1
         table.add(self._means, (self._ring[-1], 2), dtype=np.float32, fill=np.nan)
         table.add(self._others, (self._ring[-1], others), dtype=np.float16)
 
     def keep(self, rows: slice, index: int, said: Said) -> None:
         """Keep what was `said` (..., B, G) of `rows` after bucket `index`; NaN means: nothing."""
         kept = np.flatnonzero(self._is_kept(index))
-        position = self._position(index)[kept]
-        parts = (said.predictions, said.pooled[None], said.quantiles, said.inside, said.outside)
-        others = np.concatenate([part.take(kept, axis=-1) for part in parts])  # (P, B, kept)
-        means = np.empty((*others.shape[1:], 2))
-        means[..., 0], means[..., 1] = said.mean[:, kept], said.unit[:, kept]
-        deviation = np.empty((*others.shape[1:], len(others)), np.float32)
-        _deviate(others, means, deviation)
-        self._table[self._means][rows, position] = means
-        self._table[self._others][rows, position] = deviation
+        _keep(
+            said.mean,
+            said.unit,
+            np.moveaxis(said.predictions, 0, 1),
+            said.pooled,
+            said.quantiles,
+            said.inside,
+            said.outside,
+            kept,
+            self._position(index)[kept],
+            rows.start,
+            self._table[self._means],
+            self._table[self._others],
+        )
 
     def land(self, index: int, truth: Float64) -> Iterator[Landed]:
         """The forecasts of bucket `index`, closed with `truth` (K,), one group per horizon bucket.
 
         They are read once.
         """
-        means, others = self._table[self._means], self._table[self._others]
+        means = self._table[self._means]
         issued = index - self._horizons
         positions = self._position(issued).tolist()
         for bucket in np.flatnonzero(self._is_kept(issued)).tolist():
             position = positions[bucket]
             slots = np.flatnonzero(~np.isnan(truth) & ~np.isnan(means[:, position, 0]))
-            mean, unit = means[slots, position].T.astype(np.float64, order="C")
-            rest = others[slots, position].T.astype(np.float64, order="C")
-            rest *= unit
-            rest += mean
-            predictions, pooled, quantiles, inside, outside = np.split(rest, self._parts)
-            if self._whole:
-                np.rint(quantiles, out=quantiles)
+            said = self._said(slots, position)
             means[:, position] = np.nan
-            said = Said(mean, unit, predictions, pooled[0], quantiles, inside, outside)
             yield Landed(bucket, slots, truth[slots], said)
+
+    def _said(self, slots: Int64, position: int) -> Said:
+        """What is kept of `slots` (B,) at a position of the rings."""
+        b, (forecasters, *levels) = len(slots), self._parts
+        mean, unit, pooled = np.empty((3, b))
+        predictions = np.empty((b, forecasters))
+        quantiles, inside, outside = (np.empty((b, size)) for size in levels)
+        _recall(
+            self._table[self._others],
+            self._table[self._means],
+            slots,
+            position,
+            self._whole,
+            mean,
+            unit,
+            predictions,
+            pooled,
+            quantiles,
+            inside,
+            outside,
+        )
+        return Said(mean, unit, predictions.T, pooled, quantiles, inside, outside)
 
     def forget(self) -> None:
         """Nothing that is under way will be scored."""
@@ -152,7 +177,7 @@ class Due:
 
     def _is_kept(self, index: Int64 | int) -> NDArray[np.bool_]:
         """(G,) whether what is issued after bucket `index`, one or (G,), is kept."""
-        lot = _lots(index // self._stride) % self._stride
+        lot = _lots(index // self._stride) % self._lots
         drawn: NDArray[np.bool_] = index % self._stride == lot
         return drawn
 
@@ -170,21 +195,84 @@ def _lots(block: Int64) -> Int64:
     return bits
 
 
-@compiled("f8:3 > f8:3 f4:3")
-def _deviate(others: Float64, means: Float64, deviation: NDArray[np.float32]) -> None:
-    """What others (P, B, G) say, as deviations (B, G, P) from `means` (B, G, 2) in their units.
+@compiled("f8:2 f8:2 f8:3 f8:2 f8:3 f8:3 f8:3 i8:1 i8:1 i8 > f4:3 f2:3")
+def _keep(  # noqa: PLR0913, PLR0917  (what is kept of a key, one after the other)
+    mean: Float64,
+    unit: Float64,
+    predictions: Float64,
+    pooled: Float64,
+    quantiles: Float64,
+    inside: Float64,
+    outside: Float64,
+    kept: Int64,
+    position: Int64,
+    first: int,
+    means: NDArray[np.float32],
+    others: NDArray[np.float16],
+) -> None:
+    """Keep horizon buckets `kept` of what is said of B rows from the `first` on, at positions.
 
     A key that has hardly moved has an expected error, its unit, of next to nothing; it is made as
     large as the farthest deviation needs.
     """
-    parts, rows, buckets = others.shape
-    for b in range(rows):
-        for g in range(buckets):
-            mean, unit = means[b, g, 0], means[b, g, 1]
-            for p in range(parts):
-                least = abs(others[p, b, g] - mean) / _MOST
-                if not least <= unit and not np.isnan(least):
-                    unit = least
-            means[b, g, 1] = unit
-            for p in range(parts):
-                deviation[b, g, p] = (others[p, b, g] - mean) / unit
+    experts, levels = predictions.shape[1], quantiles.shape[2]
+    size, at = others.shape[2], experts + 1 + levels
+    deviation = np.empty(size)
+    for b in range(len(mean)):
+        for k in range(len(kept)):
+            g = kept[k]
+            middle, scale = mean[b, g], unit[b, g]
+            for m in range(experts):
+                deviation[m] = predictions[b, m, g] - middle
+            deviation[experts] = pooled[b, g] - middle
+            for q in range(levels):
+                deviation[experts + 1 + q] = quantiles[b, g, q] - middle
+            for q in range(inside.shape[2]):
+                deviation[at + q] = inside[b, g, q] - middle
+            for q in range(outside.shape[2]):
+                deviation[at + inside.shape[2] + q] = outside[b, g, q] - middle
+            farthest = 0.0
+            for i in range(size):
+                away = abs(deviation[i])
+                farthest = max(farthest, away)
+            scale = max(scale, farthest / _MOST)
+            kept_there = others[first + b, position[k]]
+            for i in range(size):
+                kept_there[i] = halved(deviation[i] / scale)
+            means[first + b, position[k], 0] = middle
+            means[first + b, position[k], 1] = scale
+
+
+@compiled("f2:3 f4:3 i8:1 i8 b1 > f8:1 f8:1 f8:2 f8:1 f8:2 f8:2 f8:2")
+def _recall(  # noqa: PLR0913, PLR0917  (likewise)
+    others: NDArray[np.float16],
+    means: NDArray[np.float32],
+    slots: Int64,
+    position: int,
+    whole: bool,  # noqa: FBT001  (loops have no keywords)
+    mean: Float64,
+    unit: Float64,
+    predictions: Float64,
+    pooled: Float64,
+    quantiles: Float64,
+    inside: Float64,
+    outside: Float64,
+) -> None:
+    """What was kept of slots (B,), as it was said; quantiles are rounded if they are `whole`."""
+    experts, levels = predictions.shape[1], quantiles.shape[1]
+    at = experts + 1 + levels
+    for b in range(len(slots)):
+        kept = others[slots[b], position]
+        middle, scale = np.float64(means[slots[b], position, 0]), means[slots[b], position, 1]
+        mean[b], unit[b] = middle, scale
+        for m in range(experts):
+            predictions[b, m] = middle + scale * np.float64(widened(kept[m]))
+        pooled[b] = middle + scale * np.float64(widened(kept[experts]))
+        for q in range(levels):
+            said = middle + scale * np.float64(widened(kept[experts + 1 + q]))
+            quantiles[b, q] = np.rint(said) if whole else said
+        for q in range(inside.shape[1]):
+            inside[b, q] = middle + scale * np.float64(widened(kept[at + q]))
+        for q in range(outside.shape[1]):
+            other = kept[at + inside.shape[1] + q]
+            outside[b, q] = middle + scale * np.float64(widened(other))

@@ -14,7 +14,7 @@ than a float or an integer surely holds. `events` reads those one by one.
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled, part_of_loops
+from stream_forecaster.compiled import compiled, inlined
 from stream_forecaster.records import BytesColumn
 
 Bytes = NDArray[np.uint8]
@@ -61,7 +61,7 @@ class Scan:
         return BytesColumn(values.data, found[0], found[1]), numbers, found[0] >= 0
 
 
-@part_of_loops
+@inlined
 def _past_space(data: Bytes, at: int, end: int) -> int:
     while at < end and (
         data[at] == _SPACE or data[at] == _LF or data[at] == _TAB or data[at] == _CR
@@ -70,7 +70,7 @@ def _past_space(data: Bytes, at: int, end: int) -> int:
     return at
 
 
-@part_of_loops
+@inlined
 def _past_character(data: Bytes, at: int, end: int) -> int:
     """Where a character of more than one byte ends; -1 if it is not UTF-8."""
     first = data[at]
@@ -88,7 +88,7 @@ def _past_character(data: Bytes, at: int, end: int) -> int:
     return at + size
 
 
-@part_of_loops
+@inlined
 def _past_escape(data: Bytes, at: int, end: int) -> int:
     """Where an escape that begins at a backslash ends; -1 if it is not plain."""
     if end - at < 2:
@@ -109,7 +109,7 @@ def _past_escape(data: Bytes, at: int, end: int) -> int:
     return -1 if 0xD800 <= code < 0xE000 else at + 6
 
 
-@part_of_loops
+@inlined
 def _past_text(data: Bytes, at: int, end: int, escapes: bool) -> int:  # noqa: FBT001  (loops have no keywords)
     """Where text is closed that was opened before `at`: its quote; -1 if it is not plain."""
     while at >= 0 and at < end:
@@ -127,14 +127,14 @@ def _past_text(data: Bytes, at: int, end: int, escapes: bool) -> int:  # noqa: F
     return -1
 
 
-@part_of_loops
+@inlined
 def _past_digits(data: Bytes, at: int, end: int) -> int:
     while at < end and _ZERO <= data[at] <= _NINE:
         at += 1
     return at
 
 
-@part_of_loops
+@inlined
 def _past_number(data: Bytes, at: int, end: int) -> tuple[int, int, int]:
     """Where a number's whole part, its fraction and all of it end; -1 if it is not plain."""
     begin = at + (data[at] == _MINUS)
@@ -159,12 +159,12 @@ def _past_number(data: Bytes, at: int, end: int) -> tuple[int, int, int]:
     return whole, fraction, stop
 
 
-@part_of_loops
+@inlined
 def _has_dot(data: Bytes, at: int, end: int) -> bool:
     return at < end and bool(data[at] == _DOT)
 
 
-@part_of_loops
+@inlined
 def _number(data: Bytes, at: int, whole: int, fraction: int) -> float:
     """The number that begins at `at`, without an exponent."""
     begin = at + (data[at] == _MINUS)
@@ -176,7 +176,7 @@ def _number(data: Bytes, at: int, whole: int, fraction: int) -> float:
     return -number if at < begin else number
 
 
-@part_of_loops
+@inlined
 def _past_literal(data: Bytes, at: int, end: int) -> int:
     """Where true, false or null ends; -1 if it is none of them."""
     for literal in range(3):
@@ -189,7 +189,7 @@ def _past_literal(data: Bytes, at: int, end: int) -> int:
     return -1
 
 
-@part_of_loops
+@inlined
 def _field(data: Bytes, begin: int, end: int, names: Bytes, fields: Int64) -> int:
     """Which field a name is."""
     for field in range(_FIELDS):
@@ -205,7 +205,7 @@ def _field(data: Bytes, begin: int, end: int, names: Bytes, fields: Int64) -> in
     return _OTHER
 
 
-@part_of_loops
+@inlined
 def _past_value(data: Bytes, at: int, end: int, field: int, told: Float64) -> int:
     """Where a value ends; -1 if it is not plain. Of a wanted one where it lies, or the number."""
     if data[at] == _QUOTE:
@@ -226,7 +226,7 @@ def _past_value(data: Bytes, at: int, end: int, field: int, told: Float64) -> in
     return _past_literal(data, at, end) if field == _OTHER else -1
 
 
-@part_of_loops
+@inlined
 def _past_field(data: Bytes, at: int, end: int, field: int, told: Float64) -> int:
     """Where what follows a field's name ends: colon, value, and white space; -1 if not plain."""
     at = _past_space(data, at, end)
@@ -240,7 +240,7 @@ def _past_field(data: Bytes, at: int, end: int, field: int, told: Float64) -> in
     return -1
 
 
-@part_of_loops
+@inlined
 def _is_plain(data: Bytes, at: int, end: int, names: Bytes, fields: Int64, told: Float64) -> bool:
     """Whether all of it is a plain object that has every wanted field once; reads these."""
     missing = 0

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled
+from stream_forecaster.compiled import compiled, exp_below_zero, inlined
 from stream_forecaster.keys import KeyTable, nested, under
 
 Float64 = NDArray[np.float64]
@@ -79,7 +79,7 @@ class ExponentialWeights:
         if not len(landed):
             return
         total = np.zeros(len(loss))
-        _take_in(bucket, landed, loss, *self._own(), total)
+        _take_in(bucket, landed, loss.T, *self._own(), total)
         self._loss[bucket] = _DISCOUNT * self._loss[bucket] + total / len(landed)
         self._landed[bucket] = _DISCOUNT * self._landed[bucket] + 1
 
@@ -94,13 +94,23 @@ class ExponentialWeights:
 
     def weights(self, slots: Slots, bucket: int | None = None) -> Float64:
         """Weights (M, B, G) summing to one over the experts; of one `bucket` (M, B, 1)."""
-        rows, (buckets, experts) = self._table.rows(slots), self._loss.shape
-        first, last = (0, buckets) if bucket is None else (bucket, bucket + 1)
-        weights = np.empty((experts, len(rows), last - first))
-        _weigh(
-            *self._own(), rows, self._population(), self._landed, first, self._sharpness, weights
-        )
-        return weights
+        first, last = (0, self.buckets) if bucket is None else (bucket, bucket + 1)
+        evidence = self.evidence(slots)
+        weights = np.empty((len(evidence[2]), last - first, self._loss.shape[1]))
+        _weigh(*evidence, first, weights)
+        return np.moveaxis(weights, 2, 0)
+
+    def evidence(
+        self, slots: Slots
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], Int64, Float64, Float64, float]:
+        """What the weights of `slots` (B,) are made of, as loops take it."""
+        rows = self._table.rows(slots)
+        return *self._own(), rows, self._population(), self._landed, self._sharpness
+
+    @property
+    def buckets(self) -> int:
+        """G."""
+        return len(self._landed)
 
     def forget(self) -> None:
         """Keep a tenth of the evidence: what was learned before a drift counts for less."""
@@ -176,15 +186,13 @@ class Stack:
         """
         if not len(slots):
             return
-        weight = 1 / np.sqrt(1 + residual**2)  # one burst must not turn the regression
-        told = deviation.T  # (B, M)
-        weighted, target = told * weight[:, None], weight * residual
+        told = deviation.T
+        weighted, target = np.empty(told.shape), np.empty(len(slots))
+        _soften(told, residual, weighted, target)
         gram, cross = weighted.T @ told / len(slots), target @ told / len(slots)
         self._gram[bucket] = _POPULATION_DISCOUNT * self._gram[bucket] + gram
         self._cross[bucket] = _POPULATION_DISCOUNT * self._cross[bucket] + cross
         self._landed[bucket] = _POPULATION_DISCOUNT * self._landed[bucket] + 1
-        own = np.flatnonzero(slots < _OWN_KEYS)
-        slots, told, weighted, target = slots[own], told[own], weighted[own], target[own]
         grams, crosses = self._column("gram"), self._column("cross")
         _add_up(bucket, slots, told, weighted, target, self._discount, grams, crosses)
 
@@ -220,11 +228,17 @@ class Stack:
 
     def weights(self, slots: Slots) -> Float64:
         """Weights (M, B, G) of the deviations."""
+        return np.moveaxis(self.weights_of(slots), 2, 0)
+
+    def weights_of(self, slots: Slots) -> Float64:
+        """The same, key by key: (B, G, M)."""
         rows = self._table.rows(slots)
-        weights = np.repeat(self._weight.T[:, None], len(rows), axis=1)
+        weights = np.empty((len(rows), *self._weight.shape))
+        weights[:] = self._weight
         first = np.flatnonzero(rows < _OWN_KEYS)
-        own = np.moveaxis(self._column("weight")[rows[first]].astype(np.float64), 2, 0)
-        weights[:, first] = np.where(np.isnan(own), weights[:, first], own)
+        if len(first):
+            own = self._column("weight")[rows[first]].astype(np.float64)
+            weights[first] = np.where(np.isnan(own), weights[first], own)
         return weights
 
     def forget(self) -> None:
@@ -282,12 +296,13 @@ class Fusion:
             truth: (B,).
             spread: (B,) of the keys' values.
         """
-        error = (predictions - truth) / spread
-        self._exponential.learn(bucket, slots, error**2)
-        weight = self._exponential.weights(slots, bucket)[:, :, 0]
-        deviation, residual = np.empty_like(error), np.empty(len(slots))
+        error, loss, deviation = np.empty((3, len(slots), len(predictions)))
+        _miss(predictions.T, truth, spread, error, loss)
+        self._exponential.learn(bucket, slots, loss.T)
+        weight = self._exponential.weights(slots, bucket)[:, :, 0].T
+        residual = np.empty(len(slots))
         _anchor(weight, error, deviation, residual)
-        self._stack.learn(bucket, slots, deviation, residual)
+        self._stack.learn(bucket, slots, deviation.T, residual)
 
     def settle(self, index: int) -> None:
         """Solve the regressions now and then."""
@@ -304,10 +319,11 @@ class Fusion:
             predictions: (M, B, H), NaN for no opinion.
             bucket: (H,) the horizon bucket of each step.
         """
-        weights, stacked = self._exponential.weights(slots), self._stack.weights(slots)
-        path = np.empty(predictions.shape[1:])
-        _fuse(predictions, bucket, stacked, weights, path)
-        return path, weights
+        said = np.moveaxis(predictions, 0, 1)
+        path, stacked = np.empty((len(said), len(bucket))), self._stack.weights_of(slots)
+        weights = np.empty(stacked.shape)
+        _fuse(said, bucket, *self._exponential.evidence(slots), stacked, weights, path)
+        return path, np.moveaxis(weights, 2, 0)
 
     def weights(self, slots: Slots) -> Float64:
         """The weights (M, B, G) that experts have where all have an opinion."""
@@ -358,67 +374,112 @@ def _take_in(
     count: NDArray[np.float32],
     total: Float64,
 ) -> None:
-    """Add losses (M, B) to sums (K, G, M) and counts (K, G) of slots (B,), and to a total (M,)."""
+    """Add losses (B, M) to sums (K, G, M) and counts (K, G) of slots (B,), and to a total (M,)."""
     for b in range(len(landed)):
         slot, worst = landed[b], 0.0
-        for m in range(len(loss)):
-            worst = max(worst, loss[m, b])
-        for m in range(len(loss)):
-            felt = min(worst if np.isnan(loss[m, b]) else loss[m, b], _LARGEST_LOSS)
+        for m in range(loss.shape[1]):
+            worst = max(worst, loss[b, m])
+        for m in range(loss.shape[1]):
+            felt = min(worst if np.isnan(loss[b, m]) else loss[b, m], _LARGEST_LOSS)
             own[slot, bucket, m] = _DISCOUNT * own[slot, bucket, m] + felt
             total[m] += felt
         count[slot, bucket] = _DISCOUNT * count[slot, bucket] + 1
 
 
-@compiled("f4:3 f4:2 i8:1 f8:2 f8:1 i8 f8 > f8:3")
-def _weigh(  # noqa: PLR0913, PLR0917  (what weights are made of)
+@inlined
+def _weigh_one(  # noqa: PLR0913, PLR0917  (what weights are made of)
+    own: NDArray[np.float32],
+    count: NDArray[np.float32],
+    row: int,
+    population: Float64,
+    landed: Float64,
+    sharpness: float,
+    bucket: int,
+    weight: Float64,
+) -> None:
+    """Weights (M,) of one key in a horizon bucket by its losses.
+
+    Four sums at a time, and four minima: each of one alone waits for the one before.
+    """
+    experts, heard = len(weight), np.float64(count[row, bucket])
+    fours, part = experts // 4 * 4, 1 / (heard + _PRIOR_BUCKETS)
+    for m in range(experts):
+        loss = own[row, bucket, m] + _PRIOR_BUCKETS * population[bucket, m]
+        weight[m] = loss * part
+    a = b = c = d = np.inf
+    for m in range(0, fours, 4):
+        a, b = min(a, weight[m]), min(b, weight[m + 1])
+        c, d = min(c, weight[m + 2]), min(d, weight[m + 3])
+    for m in range(fours, experts):
+        a = min(a, weight[m])
+    best = min(a, b, c, d)
+    evidence = np.sqrt(heard + min(landed[bucket], _PRIOR_BUCKETS))
+    factor = -sharpness * evidence / (best + 1e-6)
+    for m in range(experts):
+        weight[m] = exp_below_zero(factor * (weight[m] - best))
+    w = x = y = z = 0.0
+    for m in range(0, fours, 4):
+        w, x, y, z = w + weight[m], x + weight[m + 1], y + weight[m + 2], z + weight[m + 3]
+    for m in range(fours, experts):
+        w += weight[m]
+    total = (w + x) + (y + z)
+    for m in range(experts):
+        weight[m] = (1 - _SHARE) * weight[m] / total + _SHARE / experts
+
+
+@compiled("f4:3 f4:2 i8:1 f8:2 f8:1 f8 i8 > f8:3")
+def _weigh(  # noqa: PLR0913, PLR0917  (likewise)
     own: NDArray[np.float32],
     count: NDArray[np.float32],
     rows: Int64,
     population: Float64,
     landed: Float64,
-    first: int,
     sharpness: float,
+    first: int,
     weights: Float64,
 ) -> None:
-    """Weights (M, B, some of G) of rows (B,) by their losses, the population's being (G, M)."""
-    experts, _, buckets = weights.shape
-    mean = np.empty(experts)
+    """Weights (B, some of G, M) of rows (B,) by their losses, the population's being (G, M)."""
     for b in range(len(rows)):
-        for g in range(buckets):
-            heard = np.float64(count[rows[b], first + g])
-            best = np.inf
-            for m in range(experts):
-                prior = _PRIOR_BUCKETS * population[first + g, m]
-                mean[m] = (own[rows[b], first + g, m] + prior) / (heard + _PRIOR_BUCKETS)
-                best = min(best, mean[m])
-            evidence = np.sqrt(heard + min(landed[first + g], _PRIOR_BUCKETS))
-            factor, mass = -sharpness * evidence / (best + 1e-6), 0.0
-            for m in range(experts):
-                mean[m] = np.exp(factor * (mean[m] - best))
-                mass += mean[m]
-            for m in range(experts):
-                weights[m, b, g] = (1 - _SHARE) * mean[m] / mass + _SHARE / experts
+        for g in range(weights.shape[1]):
+            _weigh_one(own, count, rows[b], population, landed, sharpness, first + g, weights[b, g])
+
+
+@compiled("f8:2 f8:1 f8:1 > f8:2 f8:2")
+def _miss(
+    predictions: Float64, truth: Float64, spread: Float64, error: Float64, loss: Float64
+) -> None:
+    """Errors (B, M) in spreads (B,), and their squares."""
+    for b in range(len(truth)):
+        for m in range(predictions.shape[1]):
+            error[b, m] = (predictions[b, m] - truth[b]) / spread[b]
+            loss[b, m] = error[b, m] * error[b, m]
+
+
+@compiled("f8:2 f8:1 > f8:2 f8:1")
+def _soften(deviation: Float64, residual: Float64, weighted: Float64, target: Float64) -> None:
+    """Deviations (B, M) and residuals (B,), weighted: one burst must not turn the regression."""
+    for b in range(len(residual)):
+        weight = 1 / np.sqrt(1 + residual[b] * residual[b])
+        for m in range(deviation.shape[1]):
+            weighted[b, m] = weight * deviation[b, m]
+        target[b] = weight * residual[b]
 
 
 @compiled("f8:2 f8:2 > f8:2 f8:1")
 def _anchor(weight: Float64, error: Float64, deviation: Float64, residual: Float64) -> None:
-    """Errors (M, B) as deviations from their weighted mean, and what that missed (B,).
+    """Errors (B, M) as deviations from their weighted mean, and what that missed (B,).
 
     No opinion, NaN, has no weight and does not deviate.
     """
-    mass = np.zeros(len(residual))
-    residual[:] = 0.0
-    for m in range(len(error)):
-        for b in range(len(residual)):
-            if not np.isnan(error[m, b]):
-                mass[b] += weight[m, b]
-                residual[b] -= weight[m, b] * error[m, b]
     for b in range(len(residual)):
-        residual[b] /= max(mass[b], _NO_MASS)
-    for m in range(len(error)):
-        for b in range(len(residual)):
-            deviation[m, b] = 0.0 if np.isnan(error[m, b]) else error[m, b] + residual[b]
+        mass, mean = 0.0, 0.0
+        for m in range(error.shape[1]):
+            if not np.isnan(error[b, m]):
+                mass += weight[b, m]
+                mean += weight[b, m] * error[b, m]
+        residual[b] = -mean / max(mass, _NO_MASS)
+        for m in range(error.shape[1]):
+            deviation[b, m] = 0.0 if np.isnan(error[b, m]) else error[b, m] + residual[b]
 
 
 @compiled("i8 i8:1 f8:2 f8:2 f8:1 f8 > f4:4 f4:3")
@@ -434,6 +495,8 @@ def _add_up(  # noqa: PLR0913, PLR0917  (what a regression is made of)
 ) -> None:
     """Add regressors (B, M), weighted and not, and targets (B,) to what slots (B,) have kept."""
     for b in range(len(slots)):
+        if slots[b] >= len(grams):
+            continue
         gram, cross = grams[slots[b], bucket], crosses[slots[b], bucket]
         for i in range(told.shape[1]):
             cross[i] = discount * cross[i] + told[b, i] * target[b]
@@ -441,33 +504,52 @@ def _add_up(  # noqa: PLR0913, PLR0917  (what a regression is made of)
                 gram[i, j] = discount * gram[i, j] + weighted[b, i] * told[b, j]
 
 
-@compiled("f8:3 i8:1 > f8:3 f8:3 f8:2")
-def _fuse(  # noqa: C901  (a loop in a loop)
-    predictions: Float64, bucket: Int64, stacked: Float64, weights: Float64, path: Float64
+@compiled("f8:3 i8:1 f4:3 f4:2 i8:1 f8:2 f8:1 f8 > f8:3 f8:3 f8:2")
+def _fuse(  # noqa: C901, PLR0912, PLR0913, PLR0917  (loops in a loop over what weights are made of)
+    predictions: Float64,
+    bucket: Int64,
+    own: NDArray[np.float32],
+    count: NDArray[np.float32],
+    rows: Int64,
+    population: Float64,
+    landed: Float64,
+    sharpness: float,
+    stacked: Float64,
+    weights: Float64,
+    path: Float64,
 ) -> None:
-    """Bend `weights` (M, B, G) by what is `stacked` (M, B, G), and weigh predictions (M, B, H).
+    """Weigh predictions (B, M, H) by weights (B, G, M) that are bent by what is `stacked`.
 
-    Both are zero then of those who are not heard.
+    Weights are zero of those who are not heard.
     """
-    experts, rows, buckets = weights.shape
-    mass, bent = np.empty(buckets), np.empty(buckets)
-    for b in range(rows):
-        mass[:], bent[:], path[b] = 0.0, 0.0, 0.0
+    _, buckets, experts = weights.shape
+    steps, line, wide = len(bucket), np.empty(len(bucket)), np.empty(len(bucket))
+    for b in range(len(rows)):
+        weight, bend = weights[b], stacked[b]
+        for g in range(buckets):
+            _weigh_one(own, count, rows[b], population, landed, sharpness, g, weight[g])
         for m in range(experts):
             silent = 0
-            for h in range(len(bucket)):
-                silent += np.isnan(predictions[m, b, h])
-            for h in range(len(bucket) if silent else 0):
-                if np.isnan(predictions[m, b, h]):
-                    weights[m, b, bucket[h]] = stacked[m, b, bucket[h]] = 0.0
-            for g in range(buckets):
-                mass[g] += weights[m, b, g]
-                bent[g] += stacked[m, b, g]
+            for h in range(steps):
+                silent += np.isnan(predictions[b, m, h])
+            for h in range(steps if silent else 0):
+                if np.isnan(predictions[b, m, h]):
+                    weight[bucket[h], m] = bend[bucket[h], m] = 0.0
         for g in range(buckets):
-            mass[g] = (1 - bent[g] / 2) / max(mass[g], _NO_MASS)
+            mass, bent = 0.0, 0.0
+            for m in range(experts):
+                mass += weight[g, m]
+                bent += bend[g, m]
+            part = (1 - bent / 2) / max(mass, _NO_MASS)
+            for m in range(experts):
+                weight[g, m] = part * weight[g, m] + bend[g, m] / 2
+        for h in range(steps):
+            line[h] = 0.0
         for m in range(experts):
-            for g in range(buckets):
-                weights[m, b, g] = mass[g] * weights[m, b, g] + stacked[m, b, g] / 2
-            for h in range(len(bucket)):
-                said = predictions[m, b, h]
-                path[b, h] += weights[m, b, bucket[h]] * (0.0 if np.isnan(said) else said)
+            for h in range(steps):
+                wide[h] = weight[bucket[h], m]
+            for h in range(steps):
+                said = predictions[b, m, h]
+                line[h] += wide[h] * (0.0 if np.isnan(said) else said)
+        for h in range(steps):
+            path[b, h] = line[h]

@@ -23,7 +23,7 @@ Rules of residence:
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled, part_of_loops
+from stream_forecaster.compiled import compiled, inlined
 from stream_forecaster.records import BytesColumn
 
 Bytes = NDArray[np.uint8]
@@ -179,7 +179,7 @@ class Interned:
 # -- loops -----------------------------------------------------------------------------------------
 
 
-@part_of_loops
+@inlined
 def _hashed(data: Bytes, start: int, size: int, secret: UInt64) -> int:
     """32 bits of a key."""
     total = secret[0] + secret[1] * np.uint64(size)
@@ -193,7 +193,7 @@ def _hashed(data: Bytes, start: int, size: int, secret: UInt64) -> int:
     return int(np.int64(total >> np.uint64(32)))
 
 
-@part_of_loops
+@inlined
 def _place(data: Bytes, key: tuple[int, int, int], table: Int32, rows: Int64, arena: Bytes) -> int:
     """Where in the table a key is, or, where it is not, the empty place that it would get."""
     start, size, hashed = key

@@ -37,6 +37,14 @@ _YOUNG = 8
 itself a newcomer: one whose experts, of days say, have not met a weekend yet, or each other."""
 
 
+_ERROR_PARTS = np.float32(16)
+_LARGEST_ERROR = 127 / 16
+"""Landed errors are kept in sixteenths of an expected one, in a byte, like a state's numbers."""
+_STATE_PARTS = np.float32(127)
+"""They lie between -1 and 1."""
+_NO_STATE = -128
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """What the pool knows of B keys' next H steps, which is all that the network is asked about.
@@ -115,10 +123,9 @@ class Lstm:
         self._between = _between(settings.output.quantiles)
         self._most = settings.model.network_keys
         seats.all.append(self)
-        table.add(f"{self._name}.errors", (self._length,), dtype=np.float16)
+        table.add(f"{self._name}.errors", (self._length,), dtype=np.int8)
         table.add(f"{self._name}.asked", dtype=np.bool_)
-        # States lie between -1 and 1.
-        table.add(f"{self._name}.state", (STATE,), dtype=np.float16, fill=np.nan)
+        table.add(f"{self._name}.state", (STATE,), dtype=np.int8, fill=_NO_STATE)
 
     @property
     def shares(self) -> Float64:
@@ -128,7 +135,8 @@ class Lstm:
 
     def note(self, index: int, slots: Int64, error: Float64) -> None:
         """One-step errors (B,) that landed in bucket `index`, in expected errors."""
-        self._column("errors")[slots, index % self._length] = np.clip(error, -8, 8)
+        parts = np.rint(np.clip(error, -_LARGEST_ERROR, _LARGEST_ERROR) * _ERROR_PARTS)
+        self._column("errors")[slots, index % self._length] = parts
 
     def look(self, live: Int64) -> None:
         """Encode the windows of keys, which have just moved on; decide who is answered for."""
@@ -158,7 +166,8 @@ class Lstm:
             return
         window, statistics, present = self._inputs(slots)
         state = self._learner.encode(self._resolution, window, statistics)
-        self._column("state")[slots] = np.where(present[:, None], state, np.nan)
+        parts = np.where(present[:, None], np.rint(state * _STATE_PARTS), _NO_STATE)
+        self._column("state")[slots] = parts
 
     def answer(self, view: View) -> tuple[Float64, Float64, Float64]:
         """Absolute and residual path (B, H), and quantiles (B, H, Q) at the settings' levels.
@@ -175,10 +184,10 @@ class Lstm:
         return absolute, residual, quantiles
 
     def _answer(self, view: View) -> tuple[Float64, Float64, Float64]:
-        states = [seat._column("state")[view.slots] for seat in self._seats]  # noqa: SLF001  (its own class)
+        states = [seat.states(view.slots) for seat in self._seats]
         told = self._steps(view)
         absolute, residual, quantiles = self._learner.answer(
-            self._resolution, np.stack(states, axis=1).astype(np.float32), told, view.ahead
+            self._resolution, np.stack(states, axis=1), told, view.ahead
         )
         between, unit = quantiles @ self._between, view.unit
         return (
@@ -186,6 +195,13 @@ class Lstm:
             view.path + unit * residual,
             view.path[..., None] + unit[..., None] * between,
         )
+
+    def states(self, slots: Slots) -> Float32:
+        """The encoder's states (B, D) of keys, NaN where there is none."""
+        parts = self._column("state")[slots]
+        states = parts.astype(np.float32) / _STATE_PARTS
+        states[parts[:, 0] == _NO_STATE] = np.nan
+        return states
 
     def due(self, index: int, *, lifted: bool) -> Int64 | None:
         """Slots to take samples of after bucket `index`; None if it is not time to learn.
@@ -226,7 +242,7 @@ class Lstm:
         values, age, spread = window.values(slots), window.age(slots), self._spread(slots)
         level = np.nan_to_num(window.moving_average(slots))
         order = np.arange(index - self._length + 1, index + 1) % self._length
-        errors = self._column("errors")[slots][:, order].astype(np.float32)
+        errors = self._column("errors")[slots][:, order].astype(np.float32) / _ERROR_PARTS
         statistics = inputs.statistics(
             values,
             level,
@@ -254,7 +270,7 @@ class Lstm:
             ),
         }
 
-    def _column(self, name: str) -> NDArray[np.float16]:
+    def _column(self, name: str) -> NDArray[np.int8]:
         return self._table[f"{self._name}.{name}"]
 
 

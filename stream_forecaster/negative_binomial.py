@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled
+from stream_forecaster.compiled import compiled, inlined
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -53,15 +53,10 @@ class NegativeBinomial:
 
     def learn(self, bucket: int, mean: Float64, truth: Float64) -> None:
         """Take in forecasts (B,) of one horizon bucket that have come due, and what was true."""
-        small = (mean > _SMALLEST) & (mean <= _LARGEST)
-        if not small.any():
-            return
-        mean, truth = mean[small], truth[small]
-        # By the variance that is to be expected, or the largest means would decide alone.
-        weight = 1 / (mean + _BEGIN * mean**2) ** 2
-        beyond = np.minimum((truth - mean) ** 2, 100 * (mean + mean**2)) - mean
-        news = (weight * beyond * mean**2).sum(), (weight * mean**4).sum()
-        self._moments[bucket] = _MEMORY * self._moments[bucket] + np.array(news) / len(mean)
+        news = np.zeros(3)
+        _add_up(mean, truth, news)
+        if news[2]:
+            self._moments[bucket] = _MEMORY * self._moments[bucket] + news[:2] / news[2]
 
     def settle(self, index: int) -> None:
         """Turn moments into dispersions now and then; `index` is the bucket's, for a replay."""
@@ -79,6 +74,11 @@ class NegativeBinomial:
         quantiles = np.empty((*mean.shape, len(self._levels)))
         _look_up(mean, bucket, self._tables, quantiles)
         return quantiles
+
+    @property
+    def tables(self) -> Float64:
+        """(G, N, Q) the quantiles of the means in the table."""
+        return self._tables
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""
@@ -106,19 +106,59 @@ def spread_quantiles(mean: Float64, dispersion: float, levels: Float64) -> Float
     return quantiles
 
 
+def places(mean: Float64) -> Float64:
+    """Where in the table means (B, H) are, from 0 to N - 1; NaN if they are too large for it."""
+    place = np.empty(mean.shape)
+    _place(mean, place)
+    return place
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@inlined
+def _placed(mean: float) -> float:
+    """Where in the table a mean is; NaN if it is too large for it."""
+    at = np.log(max(mean, _SMALLEST) / _SMALLEST) * _PER_STEP
+    return np.nan if mean > _LARGEST else at
+
+
+@compiled("f8:2 > f8:2")
+def _place(mean: Float64, place: Float64) -> None:
+    """Each of means (B, H)."""
+    for b in range(len(mean)):
+        for h in range(mean.shape[1]):
+            place[b, h] = _placed(mean[b, h])
+
+
 @compiled("f8:2 i8:1 f8:3 > f8:3")
 def _look_up(mean: Float64, bucket: Int64, tables: Float64, quantiles: Float64) -> None:
     """Quantiles (B, H, Q) of means (B, H), between those of tables (G, N, Q)."""
     for b in range(len(mean)):
         for h in range(len(bucket)):
-            if mean[b, h] > _LARGEST:
+            at = _placed(mean[b, h])
+            if np.isnan(at):
                 quantiles[b, h] = np.nan
                 continue
-            at = np.log(max(mean[b, h], _SMALLEST) / _SMALLEST) * _PER_STEP
             below = min(int(at), _STEPS - 1)
             part, table = at - below, tables[bucket[h]]
             for q in range(quantiles.shape[2]):
                 quantiles[b, h, q] = (1 - part) * table[below, q] + part * table[below + 1, q]
+
+
+@compiled("f8:1 f8:1 > f8:1")
+def _add_up(mean: Float64, truth: Float64, news: Float64) -> None:
+    """Variance beyond the mean, mean^2, and how many there are, of means (B,) in the table."""
+    for b in range(len(mean)):
+        m = mean[b]
+        if not _SMALLEST < m <= _LARGEST:
+            continue
+        # By the variance that is to be expected, or the largest means would decide alone.
+        weight = 1 / (m + _BEGIN * m * m) ** 2
+        beyond = min((truth[b] - m) ** 2, 100 * (m + m * m)) - m
+        news[0] += weight * beyond * m * m
+        news[1] += weight * m**4
+        news[2] += 1
 
 
 @compiled("f8:1 f8 f8:1 > f8:2")

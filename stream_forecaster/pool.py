@@ -29,7 +29,7 @@ from stream_forecaster.due import Due, Landed, Said
 from stream_forecaster.fusion import Fusion, Stack, or_zero
 from stream_forecaster.keys import KeyTable, Part, arrays_of, restore_all
 from stream_forecaster.lstm import ABSOLUTE, RESIDUAL, Lstm, Seats, View
-from stream_forecaster.negative_binomial import NegativeBinomial
+from stream_forecaster.negative_binomial import NegativeBinomial, places
 from stream_forecaster.quantile_regression import QuantileRegression
 from stream_forecaster.scoring import NAIVE, POOL, PUBLISHED, Score, central_intervals
 from stream_forecaster.spread import Spread
@@ -45,8 +45,11 @@ _CHUNK = 4096
 _MOVED = 0.1
 """A forecast has moved when it differs by so many of its own expected errors."""
 _QUALITY_DISCOUNT = 0.98
-_KEPT, _LEAN_KEPT = 8, 3
+_UNASKED = np.empty(0)
+_KEPT, _LEAN_KEPT = 8, 1
 """Forecasts of a horizon bucket that are kept until they land."""
+_LEAN_GROWTH = 8
+"""A horizon bucket ends so many times as far ahead as the one before; else at twice as far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +133,6 @@ class Opinion:
     weights: Float64
     outside: Float64 | None
 
-    def of(self, rows: Int64, slots: Int64) -> "Opinion":
-        """The same of some of its keys: `rows` of these arrays, `slots` of the table."""
-        return Opinion(
-            slots,
-            self.index,
-            self.bucket,
-            self.predictions[:, rows],
-            self.pooled[rows],
-            self.mean[rows],
-            self.weights[rows],
-            None if self.outside is None else self.outside[rows],
-        )
-
     def at(self, ahead: Int64) -> "Opinion":
         """The same at some steps, (G,) counted from 1."""
         steps = ahead - 1
@@ -150,7 +140,7 @@ class Opinion:
             self.slots,
             self.index[steps],
             self.bucket[steps],
-            self.predictions.take(steps, axis=2),
+            np.moveaxis(np.moveaxis(self.predictions, 0, 1).take(steps, axis=2), 1, 0),
             self.pooled.take(steps, axis=1),
             self.mean.take(steps, axis=1),
             self.weights,
@@ -194,6 +184,7 @@ class Pool:
             resolution,
             open_span_ms=settings.input.allowed_lateness_ms + settings.resolutions[0].step_ms,
             is_mean=settings.input.aggregate == "mean",
+            is_short=settings.is_lean and settings.input.aggregate == "count",
         )
         self._table, self._calendar = table, calendar
         self._levels = settings.output.quantiles
@@ -209,7 +200,8 @@ class Pool:
         )
         self._baselines = seasonal_naive(calendar, self.window)
         self._names = tuple(expert.name for expert in self._experts)
-        ends, self._horizons = horizon_buckets(resolution.horizon)
+        growth = _LEAN_GROWTH if self._is_lean else 2
+        ends, self._horizons = horizon_buckets(resolution.horizon, growth)
         self._bucket = np.searchsorted(ends, np.arange(1, resolution.horizon + 1))
         self._name = f"pool.{resolution.step_ms}"
         self._spread = Spread(table, self._name)
@@ -290,9 +282,15 @@ class Pool:
         index = self.window.closed
         baselines = [baseline.said(index, self._horizons) for baseline in self._baselines]
         truth = self.window.close()
-        landed = list(self._due.land(index, truth))
-        score = self._score(landed, baselines)
-        return Closed(score, self._learn(index, truth, landed), truth)
+        score, losses, spreads = self.no_score(), [], self._spread()
+        if self._lstm:
+            self._lstm.land(index, truth)
+        for group in self._due.land(index, truth):
+            self._score(score, group, baselines)
+            loss = self._learn(index, group, spreads[group.slots])
+            if len(loss):
+                losses.append(float(np.mean(loss)))
+        return Closed(score, self._settle(index, truth, losses), truth)
 
     def skip(self, until: int) -> None:
         """Close all buckets before `until` at once as silent; what would land there is not scored.
@@ -302,27 +300,27 @@ class Pool:
         self.window.skip(until)
         self._due.forget()
 
-    def _score(self, landed: list[Landed], baselines: list[list[Float64]]) -> Score:
+    def _score(self, score: Score, group: Landed, baselines: list[list[Float64]]) -> None:
         """Baselines: what each had said at each of the G horizons, (K,)."""
-        score = self.no_score()
-        for group in landed:
-            said = group.said
-            pooled = np.maximum(said.pooled, 0.0) if self._is_count else said.pooled
-            naive = [baseline[group.bucket][group.slots] for baseline in baselines]
-            points = np.stack([said.mean, *said.predictions, pooled, *naive])
-            score.land(group.bucket, group.truth, points, said.quantiles.T)
-        return score
+        said = group.said
+        pooled = np.maximum(said.pooled, 0.0) if self._is_count else said.pooled
+        naive = [baseline[group.bucket][group.slots] for baseline in baselines]
+        points = np.stack([said.mean, *said.predictions, pooled, *naive])
+        score.land(group.bucket, group.truth, points, said.quantiles)
 
-    def _learn(self, index: int, truth: Float64, landed: list[Landed]) -> bool:
-        spreads, losses = self._spread(), []
-        if self._lstm:
-            self._lstm.land(index, truth)
-        for group in landed:
-            self._learn_weights(index, group, spreads[group.slots])
-            loss = self._learn_quantiles(index, group, spreads[group.slots])
-            if len(loss):
-                losses.append(float(np.mean(loss)))
-        self._note_quality(landed[0])
+    def _learn(self, index: int, group: Landed, spread: Float64) -> Float64:
+        """From one horizon bucket: the residuals (B,) without their sign, in calibration's units.
+
+        One at a time: what they had said of all keys at all horizons would take a lot of memory.
+        """
+        self._learn_weights(index, group, spread)
+        loss = self._learn_quantiles(index, group, spread)
+        if group.bucket == 0:
+            self._note_quality(group)
+        return loss
+
+    def _settle(self, index: int, truth: Float64, losses: list[float]) -> bool:
+        """All horizons have learned: what is left to do. Was a drift detected?"""
         self._spread.learn(truth)
         self._fusion.settle(index)
         if self._distribution:
@@ -364,15 +362,15 @@ class Pool:
         said, slots = group.said, group.slots
         path, bucket = said.mean[:, None], np.array([group.bucket])
         size = self._calibration.expected_error(slots, path, spread, bucket)
-        published = said.quantiles.T
+        published = said.quantiles
         members = [published]  # one alone, and nothing to weigh
         if self._distribution:
             tracked = self._calibration.quantiles(path, size, bucket)
             members = [tracked[:, 0], self._distribution.quantiles(path, bucket)[:, 0]]
         elif self._lstm:
-            members = [said.inside.T]
+            members = [said.inside]
         if self._lstm:
-            members.append(said.outside.T)
+            members.append(said.outside)
         size = size[:, 0]
         self._mixture.learn(group.bucket, slots, group.truth, members, (published, size))
         if self._distribution:
@@ -395,7 +393,7 @@ class Pool:
         naive = np.where(np.isnan(naive), error, naive)  # nothing said, nothing lost
         inside = np.full(len(error), np.nan)
         if 0.8 in (intervals := central_intervals(self._levels)):
-            low, high = said.quantiles[list(intervals[0.8])]
+            low, high = said.quantiles[:, intervals[0.8]].T
             inside[:] = (low <= group.truth) & (group.truth <= high)
         news = np.stack([error, naive, inside, np.ones_like(error)], axis=1)
         quality[group.slots] = _QUALITY_DISCOUNT * quality[group.slots] + news
@@ -452,39 +450,56 @@ class Pool:
         """
         if mean.shape[1] != len(self._horizons):
             opinion, mean = opinion.at(self._horizons), mean.take(self._horizons - 1, axis=1)
-        first, mixed = self._quantiles(opinion)
-        none = mixed[..., :0]
-        inside, outside = (
-            moved_along(of, opinion.mean, mean, is_count=self._is_count)
-            for of in (
-                none if self._is_count or not self._lstm else first,
-                none if opinion.outside is None else opinion.outside,
-            )
-        )
+        outside = np.empty((*mean.shape, 0)) if opinion.outside is None else opinion.outside
+        if self._is_count:
+            quantiles, inside = self._of_counts(opinion, mean), outside[..., :0]
+        else:
+            inside, quantiles = self._of_real_values(opinion)
+            inside = inside if self._lstm else outside[..., :0]
+            inside, quantiles = (self._moved(of, opinion.mean, mean) for of in (inside, quantiles))
         said = Said(
             np.where(self._table.live[rows, None], mean, np.nan),
             self.expected_error(opinion.slots, mean, opinion.bucket),
             opinion.predictions,
             opinion.pooled,
-            np.moveaxis(self.agreed(mixed, opinion.mean, mean), 2, 0),
-            np.moveaxis(inside, 2, 0),
-            np.moveaxis(outside, 2, 0),
+            quantiles,
+            inside,
+            self._moved(outside, opinion.mean, mean),
         )
         self._due.keep(rows, self.window.closed - 1, said)
 
     def statement(self, opinion: Opinion) -> Statement:
         """What an opinion comes to."""
-        return Statement(opinion.mean, self._quantiles(opinion)[1], opinion.weights)
+        return Statement(opinion.mean, self.quantiles(opinion, opinion.mean), opinion.weights)
 
-    def agreed(self, quantiles: Float64, mean: Float64, agreed: Float64) -> Float64:
-        """Quantiles (B, H, Q) around a mean (B, H), moved along as that became `agreed`."""
-        moved = moved_along(quantiles, mean, agreed, is_count=self._is_count)
-        return np.rint(moved, out=moved) if self._is_count else moved
+    def some(self, opinion: Opinion, rows: Int64, slots: Int64) -> Opinion:
+        """What `quantiles` asks of an opinion of `slots`, which are `rows` of its arrays."""
+        if len(rows) == len(opinion.mean):
+            return opinion
+        outside = opinion.outside
+        return replace(
+            opinion,
+            slots=slots,
+            predictions=opinion.predictions[:, rows[: None if self._regression else 0]],
+            mean=opinion.mean[rows],
+            weights=opinion.weights[rows],
+            outside=None if outside is None else outside[rows],
+        )
+
+    def quantiles(self, opinion: Opinion, agreed: Float64) -> Float64:
+        """Those of an opinion (B, H, Q), moved along as its mean became `agreed` (B, H)."""
+        if self._is_count:
+            return self._of_counts(opinion, agreed)
+        return self._moved(self._of_real_values(opinion)[1], opinion.mean, agreed)
+
+    def _moved(self, quantiles: Float64, mean: Float64, agreed: Float64) -> Float64:
+        return moved_along(quantiles, mean, agreed, is_count=self._is_count)
 
     def expected_error(self, slots: Slots, path: Float64, bucket: Int64 | None = None) -> Float64:
         """(B, H) mean |residual| to expect of `path` (B, H)."""
         bucket = self._bucket if bucket is None else bucket
-        return self._calibration.expected_error(slots, path, self._spread(slots), bucket)
+        spread = _UNASKED if self._is_count else self._spread(slots)
+        return self._calibration.expected_error(slots, path, spread, bucket)
 
     def train(self) -> None:
         """Take samples of what is known now and train the network, if it is time to."""
@@ -503,18 +518,29 @@ class Pool:
         """
         index, bucket = self.window.closed - 1, self._bucket[ahead - 1]
         rows, m = self._table.rows(slots), len(self._experts)
-        predictions = np.empty((len(self.experts), len(rows), len(ahead)))
+        # Key by key, as loops go through them.
+        predictions = np.moveaxis(np.empty((len(rows), len(self.experts), len(ahead))), 1, 0)
         for said, expert in zip(predictions[:m], self._experts, strict=True):
             said[:] = expert.predict(slots, index, ahead)
         return predictions, *self._fusion.fuse(slots, predictions[:m], bucket)
 
-    def _quantiles(self, opinion: Opinion) -> tuple[Float64, Float64]:
+    def _of_counts(self, opinion: Opinion, agreed: Float64) -> Float64:
+        """(B, H, Q) whole numbers, moved along as the opinion's mean became `agreed` (B, H)."""
+        assert self._distribution  # noqa: S101  (it is there if values are counts)
+        slots, mean, bucket = opinion.slots, opinion.mean, opinion.bucket
+        outside = np.empty((0, 0, 0)) if opinion.outside is None else opinion.outside
+        return self._mixture.of_counts(
+            slots,
+            (mean, self.expected_error(slots, mean, bucket), agreed),
+            (self._calibration.shape, places(mean), self._distribution.tables, outside),
+            bucket,
+        )
+
+    def _of_real_values(self, opinion: Opinion) -> tuple[Float64, Float64]:
         """(B, H, Q) around the opinion's mean: the first member's, and those of the mixture."""
         slots, mean, bucket = opinion.slots, opinion.mean, opinion.bucket
         size = self.expected_error(slots, mean, bucket)
         members = [self._calibration.quantiles(mean, size, bucket)]
-        if self._distribution:
-            members.append(self._distribution.quantiles(mean, bucket))
         if self._regression:  # which is believed as it learns
             told = mean, size, opinion.predictions
             regressed = self._regression.quantiles(slots, opinion.index, told, bucket)
@@ -633,13 +659,15 @@ class Pool:
         return self._table[f"{self._name}.{name}"]
 
 
-def horizon_buckets(horizon: int) -> tuple[Int64, Int64]:
+def horizon_buckets(horizon: int, growth: int = 2) -> tuple[Int64, Int64]:
     """The last step of each of G horizon buckets, and its middle, which represents it.
 
     >>> [part.tolist() for part in horizon_buckets(24)]
     [[1, 2, 4, 8, 16, 24], [1, 2, 3, 6, 12, 20]]
+    >>> [part.tolist() for part in horizon_buckets(24, 8)]
+    [[1, 8, 24], [1, 5, 16]]
     """
-    powers = [1 << i for i in range(horizon.bit_length()) if 1 << i < horizon]
+    powers = [growth**i for i in range(horizon.bit_length()) if growth**i < horizon]
     ends = np.array([*powers, horizon], np.int64)
     return ends, (np.concatenate([[0], ends[:-1]]) + 1 + ends) // 2
 

@@ -14,14 +14,14 @@ minute at a time, is the same path with what has come since, and is not judged.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from stream_forecaster.agreement import Agreement, Steps, drawn_in, steps_at
+from stream_forecaster.agreement import Agreement, Steps, draw_in, steps_at
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.compiled import compile_all
 from stream_forecaster.config import Settings
@@ -62,23 +62,22 @@ class Issued:
     def paths(self, slots: Int64) -> tuple[Paths, ...]:
         """The forecasts of some of the slots, finest resolution first."""
         rows = slots - self.rows.start
-        said = [self._pools[0].statement(self._opinion.of(rows, slots))]
-        said += [standing.statement(slots) for standing in self._standing]
-        return tuple(
-            pool.paths(slots, self._agreed(r, rows, said[r])) for r, pool in enumerate(self._pools)
-        )
+        means = [mean[rows] for mean in self._means]
+        fine = self._pools[0].some(self._opinion, rows, slots)
+        quantiles = self._pools[0].quantiles(fine, means[0])
+        said = [Statement(means[0], quantiles, fine.weights)]
+        for standing, mean, steps, observed in zip(
+            self._standing, means[1:], self._steps[1:], self._observed[1:], strict=True
+        ):
+            agreed = standing.agreed(slots, mean, is_count=self._is_count)
+            draw_in(agreed.quantiles, mean, steps, observed[rows], is_count=self._is_count)
+            said.append(agreed)
+        return tuple(pool.paths(slots, each) for pool, each in zip(self._pools, said, strict=True))
 
     def mark_sent(self, slots: Int64) -> None:
         """Note that the forecasts of some of the slots are published."""
         for pool, mean in zip(self._pools, self._means, strict=True):
             pool.mark_sent(slots, mean[slots - self.rows.start])
-
-    def _agreed(self, r: int, rows: Int64, said: Statement) -> Statement:
-        mean, observed = self._means[r][rows], self._observed[r][rows]
-        quantiles = self._pools[r].agreed(said.quantiles, said.mean, mean)
-        steps, is_count = self._steps[r], self._is_count
-        quantiles = drawn_in(quantiles, mean, steps, observed, is_count=is_count)
-        return replace(said, mean=mean, quantiles=quantiles)
 
 
 class Scales:
@@ -130,6 +129,7 @@ class Scales:
                 pool.resolution.horizon,
                 levels,
                 len(pool.experts),
+                is_short=settings.is_lean,
             )
             for pool in self.pools[1:]
         )

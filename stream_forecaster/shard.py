@@ -367,9 +367,12 @@ class Shard:
         offset: int,
         expired: tuple[bytes, ...],
     ) -> Forecast:
+        """Join what is issued, and take it apart meanwhile: forecasts are large."""
         fine = self.pools[0]
         slots = np.concatenate([slots for slots, _ in issued])
-        paths = tuple(map(Paths.joined, zip(*(paths for _, paths in issued), strict=True)))
+        parts = list(zip(*(paths for _, paths in issued), strict=True))[::-1]
+        issued.clear()
+        paths = tuple(Paths.joined(parts.pop()) for _ in self.pools)
         skill, coverage = fine.quality(slots)
         age = fine.window.age(slots)
         is_mean = self._settings.input.aggregate == "mean"

@@ -2,19 +2,29 @@
 
 An hour's forecast is made once an hour, and published with every minute's. So it is kept whole, as
 it was before the resolutions agreed: agreement begins anew at every hop. The quantiles are kept as
-`due` keeps them, as deviations from the mean in float16.
+`due` keeps them, as deviations from the mean in float16; where memory is short, in 127ths of the
+largest.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster.compiled import compiled, halved, widened
 from stream_forecaster.keys import KeyTable
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Slots = Int64 | slice
+_Loop = Callable[..., None]
+
+_LEAST = float(np.finfo(np.float32).tiny)
+_PARTS = 127
+_NOTHING = 1e-9
+"""As for `agreement.moved_along`: so little is nothing to scale by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,14 @@ class Standing:
     """The newest statement of every slot at one resolution."""
 
     def __init__(
-        self, table: KeyTable, prefix: str, horizon: int, levels: int, forecasters: int
+        self,
+        table: KeyTable,
+        prefix: str,
+        horizon: int,
+        levels: int,
+        forecasters: int,
+        *,
+        is_short: bool = False,
     ) -> None:
         """Add the columns to `table`.
 
@@ -46,20 +63,21 @@ class Standing:
             horizon: H.
             levels: Q.
             forecasters: M.
+            is_short: is memory short?
         """
         self._table, self._prefix = table, prefix
+        self._keep: _Loop = _keep_short if is_short else _keep
+        self._say: _Loop = _say_short if is_short else _say
         # Of each step the mean, and the largest deviation of a quantile from it.
         table.add(f"{prefix}.mean", (horizon, 2), dtype=np.float32, fill=np.nan)
-        table.add(f"{prefix}.quantiles", (horizon, levels), dtype=np.float16)
+        kind = np.int8 if is_short else np.float16
+        table.add(f"{prefix}.quantiles", (horizon, levels), dtype=kind)
         table.add(f"{prefix}.weights", (forecasters,), dtype=np.float16)
 
     def keep(self, slots: Slots, said: Statement) -> None:
         """From now on `slots` (B,) stand for what was `said`."""
-        deviation = said.quantiles - said.mean[..., None]
-        largest = np.abs(deviation).max(axis=2)
-        deviation /= np.maximum(largest, np.finfo(np.float32).tiny)[..., None]
-        self._column("mean")[slots] = np.stack([said.mean, largest], axis=2)
-        self._column("quantiles")[slots] = deviation
+        rows = self._table.rows(slots)
+        self._keep(said.mean, said.quantiles, rows, self._column("mean"), self._column("quantiles"))
         self._column("weights")[slots] = said.weights
 
     def mean(self, slots: Slots) -> Float64:
@@ -69,10 +87,102 @@ class Standing:
 
     def statement(self, slots: Slots) -> Statement:
         """What `slots` (B,) stand for."""
-        mean, largest = np.moveaxis(self._column("mean")[slots], 2, 0).astype(np.float64, order="C")
-        deviation = self._column("quantiles")[slots].astype(np.float64)
-        quantiles = mean[..., None] + largest[..., None] * deviation
+        return self.agreed(slots, self.mean(slots), is_count=False)
+
+    def agreed(self, slots: Slots, mean: Float64, *, is_count: bool) -> Statement:
+        """The same, moved along to other means (B, H) as `agreement.moved_along` does it.
+
+        Quantiles of counts are whole numbers.
+        """
+        rows = self._table.rows(slots)
+        quantiles = np.empty((*mean.shape, self._column("quantiles").shape[2]))
+        self._say(self._column("mean"), self._column("quantiles"), rows, mean, is_count, quantiles)
         return Statement(mean, quantiles, self._column("weights")[slots].astype(np.float64))
 
-    def _column(self, name: str) -> NDArray[np.float32]:
+    def _column(self, name: str) -> NDArray[Any]:
         return self._table[f"{self._prefix}.{name}"]
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f8:2 f8:3 i8:1 > f4:3 f2:3")
+def _keep(
+    mean: Float64,
+    quantiles: Float64,
+    rows: Int64,
+    means: NDArray[np.float32],
+    deviations: NDArray[np.float16],
+) -> None:
+    """Keep means (B, H) and quantiles (B, H, Q) of rows (B,)."""
+    for b in range(len(rows)):
+        for h in range(mean.shape[1]):
+            middle, largest = mean[b, h], 0.0
+            for q in range(quantiles.shape[2]):
+                largest = max(largest, abs(quantiles[b, h, q] - middle))
+            means[rows[b], h, 0], means[rows[b], h, 1] = middle, largest
+            unit = max(largest, _LEAST)
+            for q in range(quantiles.shape[2]):
+                deviations[rows[b], h, q] = halved((quantiles[b, h, q] - middle) / unit)
+
+
+@compiled("f4:3 f2:3 i8:1 f8:2 b1 > f8:3")
+def _say(
+    means: NDArray[np.float32],
+    deviations: NDArray[np.float16],
+    rows: Int64,
+    mean: Float64,
+    is_count: bool,  # noqa: FBT001  (loops have no keywords)
+    quantiles: Float64,
+) -> None:
+    """Quantiles (B, H, Q) of rows (B,) around means (B, H)."""
+    for b in range(len(rows)):
+        for h in range(mean.shape[1]):
+            middle = np.float64(means[rows[b], h, 0])
+            largest = np.float64(means[rows[b], h, 1])
+            factor = mean[b, h] / middle if middle > _NOTHING else 1.0
+            moved = mean[b, h] - middle
+            for q in range(quantiles.shape[2]):
+                said = middle + largest * np.float64(widened(deviations[rows[b], h, q]))
+                quantiles[b, h, q] = np.rint(said * factor) if is_count else said + moved
+
+
+@compiled("f8:2 f8:3 i8:1 > f4:3 i1:3")
+def _keep_short(
+    mean: Float64,
+    quantiles: Float64,
+    rows: Int64,
+    means: NDArray[np.float32],
+    deviations: NDArray[np.int8],
+) -> None:
+    """As `_keep`."""
+    for b in range(len(rows)):
+        for h in range(mean.shape[1]):
+            middle, largest = mean[b, h], 0.0
+            for q in range(quantiles.shape[2]):
+                largest = max(largest, abs(quantiles[b, h, q] - middle))
+            means[rows[b], h, 0], means[rows[b], h, 1] = middle, largest
+            unit = max(largest, _LEAST) / _PARTS
+            for q in range(quantiles.shape[2]):
+                deviations[rows[b], h, q] = np.rint((quantiles[b, h, q] - middle) / unit)
+
+
+@compiled("f4:3 i1:3 i8:1 f8:2 b1 > f8:3")
+def _say_short(
+    means: NDArray[np.float32],
+    deviations: NDArray[np.int8],
+    rows: Int64,
+    mean: Float64,
+    is_count: bool,  # noqa: FBT001  (loops have no keywords)
+    quantiles: Float64,
+) -> None:
+    """As `_say`."""
+    for b in range(len(rows)):
+        for h in range(mean.shape[1]):
+            middle = np.float64(means[rows[b], h, 0])
+            unit = np.float64(means[rows[b], h, 1]) / _PARTS
+            factor = mean[b, h] / middle if middle > _NOTHING else 1.0
+            moved = mean[b, h] - middle
+            for q in range(quantiles.shape[2]):
+                said = middle + unit * deviations[rows[b], h, q]
+                quantiles[b, h, q] = np.rint(said * factor) if is_count else said + moved

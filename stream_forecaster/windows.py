@@ -14,8 +14,9 @@ end, whose cell becomes the spare. Per closed bucket that is O(1) per key; the s
 whenever the ring wraps, so rounding cannot build up.
 
 Rules of residence:
-1. Values are float64: counts stay exact to 2^53, and sums are added in log order, one
-   event after the other, which gives the same bits however the log is cut.
+1. Values are float64: counts stay exact to 2^53, and sums are added in log order, one event after
+   the other, which gives the same bits however the log is cut. Where memory is short counts are
+   float32: exact to 2^24, and 16,777,216 for all that is more.
 2. A bucket before a key's first event is *missing* (NaN on reading), not zero: a newcomer's average
    divides by the buckets it was there for. With aggregate "mean" so is a bucket without events.
 """
@@ -36,6 +37,7 @@ Int64 = NDArray[np.int64]
 
 _NEVER = np.iinfo(np.int64).max
 _UNSET = np.iinfo(np.int64).min
+_NO_COUNTS = np.empty((0, 0))
 
 
 class Window:
@@ -53,6 +55,7 @@ class Window:
         *,
         open_span_ms: int,
         is_mean: bool,
+        is_short: bool = False,
     ) -> None:
         """Add this window's columns to `table`.
 
@@ -62,6 +65,7 @@ class Window:
             resolution: step and context.
             open_span_ms: the longest stretch of event time that can be open at once.
             is_mean: a bucket's value is the mean of its events, else their sum.
+            is_short: values are small whole numbers, for which half the memory does.
         """
         self.step_ms = resolution.step_ms
         self.context = resolution.context
@@ -72,7 +76,10 @@ class Window:
         self.open = open_span_ms // shortest_ms + 2
         self.size = self.context + self.open + 1
         self._name = f"window.{resolution.step_ms}"
-        table.add(f"{self._name}.total", (self.size,), dtype=np.float64)
+        kind = np.float32 if is_short else np.float64
+        self._unroll = _unroll_short if is_short else _unroll
+        self._absorb = _absorb_short if is_short else _absorb
+        table.add(f"{self._name}.total", (self.size,), dtype=kind)
         if is_mean:
             table.add(f"{self._name}.count", (self.size,), dtype=np.float64)
         table.add(f"{self._name}.first", dtype=np.int64, fill=_NEVER)
@@ -87,26 +94,27 @@ class Window:
         """Add events (N,) to their open buckets. None may be earlier than `closed`'s start."""
         if not len(slots):
             return
-        total, step_ms = self._column("total"), self.step_ms
+        step_ms = self.step_ms
         ends = self._calendar.index(np.array([time_ms.min(), time_ms.max()]), step_ms)
         index = np.arange(ends[0], ends[1] + 2)
         start_ms = self._calendar.start(index, step_ms)
-        count = self._column("count") if self._is_mean else total[:0]
-        first = self._column("first")
+        count = self._column("count") if self._is_mean else _NO_COUNTS
         values = np.asarray(value, np.float64)
-        _absorb(slots, time_ms, values, start_ms, int(index[0]), total, count, first)
+        written = self._column("total"), count, self._column("first")
+        self._absorb(slots, time_ms, values, start_ms, int(index[0]), *written)
 
     def close(self) -> Float64:
         """Close the first open bucket; its values (K,), NaN where missing."""
         index, total, first = self.closed, self._column("total"), self._column("first")
         position, leaving = index % self.size, (index - self.context) % self.size
-        left = np.where(index - self.context >= first, total[:, leaving], np.nan)
+        left = np.where(index - self.context >= first, total[:, leaving].astype(np.float64), np.nan)
         if self._is_mean:
             count = self._column("count")
             with np.errstate(invalid="ignore"):  # 0 / 0: no events, hence missing
                 total[:, position] /= count[:, position]
             count[:, leaving] = 0.0
-        entered: Float64 = np.where(index >= first, total[:, position], np.nan)
+        newest = total[:, position].astype(np.float64)
+        entered: Float64 = np.where(index >= first, newest, np.nan)
         total[:, leaving] = 0.0
         self.closed = index + 1
         if position == 0:
@@ -137,7 +145,7 @@ class Window:
         """
         rows = self._table.rows(slots)
         values = np.empty((len(rows), self.context if newest is None else newest))
-        _unroll(self._column("total"), self._column("first"), rows, self.closed, values)
+        self._unroll(self._column("total"), self._column("first"), rows, self.closed, values)
         return values
 
     def value(self, index: int) -> Float64:
@@ -145,12 +153,13 @@ class Window:
         first = self._column("first")
         if not self.closed - self.context <= index < self.closed:
             return np.full(len(first), np.nan)
-        return np.where(index >= first, self._column("total")[:, index % self.size], np.nan)
+        held = self._column("total")[:, index % self.size].astype(np.float64)
+        return np.where(index >= first, held, np.nan)
 
     def underway(self, slots: Int64) -> Float64:
         """What the open buckets of `slots` (B,) hold so far, (B, open); NaN where missing."""
         index = self.closed + np.arange(self.open)
-        total = self._column("total")[slots][:, index % self.size]
+        total = self._column("total")[slots][:, index % self.size].astype(np.float64)
         missing = index < self.first(slots)[:, None]
         if self._is_mean:
             count = self._column("count")[slots][:, index % self.size]
@@ -194,14 +203,13 @@ class Window:
 # -- loops over events and keys ------------------------------------------------------------------
 
 
-@compiled("i8:1 i8:1 f8:1 i8:1 i8 > f8:2 f8:2 i8:1")
-def _absorb(  # noqa: PLR0913, PLR0917  (a loop has no objects to keep arrays in)
+def _absorbed(  # noqa: PLR0913, PLR0917  (a loop has no objects to keep arrays in)
     slots: Int64,
     time_ms: Int64,
     value: Float64,
     start_ms: Int64,
     base: int,
-    total: Float64,
+    total: Float64 | NDArray[np.float32],
     count: Float64,
     first: Int64,
 ) -> None:
@@ -222,8 +230,13 @@ def _absorb(  # noqa: PLR0913, PLR0917  (a loop has no objects to keep arrays in
         first[slots[i]] = min(first[slots[i]], base + bucket)
 
 
-@compiled("f8:2 i8:1 i8:1 i8 > f8:2")
-def _unroll(total: Float64, first: Int64, rows: Int64, closed: int, values: Float64) -> None:
+_absorb = compiled("i8:1 i8:1 f8:1 i8:1 i8 > f8:2 f8:2 i8:1")(_absorbed)
+_absorb_short = compiled("i8:1 i8:1 f8:1 i8:1 i8 > f4:2 f8:2 i8:1")(_absorbed)
+
+
+def _unrolled(
+    total: Float64 | NDArray[np.float32], first: Int64, rows: Int64, closed: int, values: Float64
+) -> None:
     """Values (B, T) of rings (K, W), oldest first; NaN before a key's first bucket."""
     size, context = total.shape[1], values.shape[1]
     for b in range(len(rows)):
@@ -232,3 +245,7 @@ def _unroll(total: Float64, first: Int64, rows: Int64, closed: int, values: Floa
             known = closed - context + t >= first[rows[b]]
             values[b, t] = total[rows[b], at] if known else np.nan
             at = at + 1 if at + 1 < size else 0
+
+
+_unroll = compiled("f8:2 i8:1 i8:1 i8 > f8:2")(_unrolled)
+_unroll_short = compiled("f4:2 i8:1 i8:1 i8 > f8:2")(_unrolled)

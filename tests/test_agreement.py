@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stream_forecaster.agreement import Agreement, drawn_in, moved_along, steps_at
+from stream_forecaster.agreement import Agreement, draw_in, moved_along, steps_at
 from stream_forecaster.calendar import HOUR_MS, Calendar
 from stream_forecaster.config import Resolution
 from stream_forecaster.keys import KeyTable
@@ -231,10 +231,12 @@ def test_quantiles_of_an_open_bucket_draw_in() -> None:
     steps = steps_at(_START_MS + 2 * _QUARTER_MS, _UTC, Two().resolutions)[1]
     agreed, observed = np.array([[20.0, 30.0]]), np.array([10.0])
     quantiles = np.array([[[0.0, 20.0, 40.0], [15.0, 30.0, 60.0]]])
-    drawn = drawn_in(quantiles, agreed, steps, observed, is_count=True)
+    drawn = quantiles.copy()
+    draw_in(drawn, agreed, steps, observed, is_count=True)
     wide = 20.0 * np.sqrt(0.5)
     np.testing.assert_allclose(drawn[0], [[10.0, 20.0, 34.0], [15.0, 30.0, 60.0]])
-    drawn = drawn_in(quantiles, agreed, steps, observed, is_count=False)
+    drawn = quantiles.copy()
+    draw_in(drawn, agreed, steps, observed, is_count=False)
     np.testing.assert_allclose(drawn[0], [[20.0 - wide, 20.0, 20.0 + wide], [15.0, 30.0, 60.0]])
 
 

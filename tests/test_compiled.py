@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled, part_of_loops
+from stream_forecaster.compiled import compiled, exp_below_zero, halved, inlined, widened
 
 _shapes = st.tuples(st.integers(0, 5), st.integers(0, 5))
 _values = npst.arrays(np.float64, _shapes, elements=st.floats(-1e300, 1e300))
@@ -32,6 +32,47 @@ def _fill(
             out[i, j] = values[i, column[j]] * (-factor if is_negative else factor)
 
 
+@compiled("f2:1 f8:1 > f8:1 f2:1 f8:1")
+def _convert(
+    halves: NDArray[np.float16],
+    numbers: NDArray[np.float64],
+    wide: NDArray[np.float64],
+    half: NDArray[np.float16],
+    raised: NDArray[np.float64],
+) -> None:
+    for i in range(len(halves)):
+        wide[i] = widened(halves[i])
+    for i in range(len(numbers)):
+        half[i] = halved(numbers[i])
+        raised[i] = exp_below_zero(-abs(numbers[i]))
+
+
+def test_half_precision_is_that_of_numpy() -> None:
+    """Every number there is, and the rounding of others; alone as in a loop."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=10_000) * 10.0 ** rng.uniform(-9, 6, 10_000)
+    numbers[:5] = np.nan, np.inf, -np.inf, 65_519.9, 65_520.0
+    wide, half, raised = np.empty(len(halves)), np.empty(10_000, np.float16), np.empty(10_000)
+    _convert(halves, numbers, wide, half, raised)
+    np.testing.assert_array_equal(wide, halves.astype(np.float64))
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(half, numbers.astype(np.float32).astype(np.float16))
+    assert widened(15_360) == 1.0
+    assert halved(1.0) == 15_360
+
+
+def test_the_exponential_function_below_zero() -> None:
+    """As precise as it says, and the same in a loop."""
+    exponents = -np.linspace(0, 60, 10_000)
+    wide, half, raised = np.empty(0), np.empty(10_000, np.float16), np.empty(10_000)
+    _convert(np.empty(0, np.float16), exponents, wide, half, raised)
+    expected = np.exp(np.maximum(exponents, -40.0))
+    np.testing.assert_allclose(raised, expected, rtol=3e-7)
+    np.testing.assert_allclose(raised[exponents > -1], expected[exponents > -1], rtol=1e-12)
+    assert raised[777] == exp_below_zero(exponents[777])
+
+
 @given(values=_values, is_negative=st.booleans(), layout=st.sampled_from("CFS"))
 def test_a_loop_is_its_array_expression(
     values: NDArray[np.float64], *, is_negative: bool, layout: str
@@ -44,7 +85,7 @@ def test_a_loop_is_its_array_expression(
     np.testing.assert_array_equal(out, values[:, column] * (-2.0 if is_negative else 2.0))
 
 
-@part_of_loops
+@inlined
 def _first_not(letters: NDArray[np.uint8], begin: int, letter: int) -> int:
     while begin < len(letters) and letters[begin] == letter:
         begin += 1

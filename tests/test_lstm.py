@@ -84,7 +84,7 @@ def test_errors_stand_beside_the_value_of_their_bucket() -> None:
     for age in range(_WINDOW):
         window, _, _ = seat.lstm._inputs(seat.slots)
         expected = np.zeros((_K, _WINDOW))
-        expected[0, -1 - age], expected[1, -1 - age] = 0.5, 8.0
+        expected[0, -1 - age], expected[1, -1 - age] = 0.5, 127 / 16
         np.testing.assert_array_equal(window[:, :, 2], expected)
         seat.close([1.0, 2.0, 3.0])
     assert not seat.lstm._inputs(seat.slots)[0][:, :, 2:].any()
@@ -97,7 +97,7 @@ def test_a_key_without_a_closed_bucket_has_no_state() -> None:
     seat.table.intern([b"new"], np.array([START_MS + _YOUNG * MINUTE_MS]))
     slots = np.arange(_K + 1)
     seat.lstm.look(slots)
-    states = seat.table["lstm.60000.state"]
+    states = seat.lstm.states(slots)
     assert states.shape == (_K + 1, STATE)
     assert np.isfinite(states[:_K]).all()
     assert np.isnan(states[_K]).all()
@@ -109,7 +109,7 @@ def test_answers_are_around_the_path_in_its_units() -> None:
     seat.close([1.0, 2.0, 3.0])
     seat.lstm.look(seat.slots)
     view = replace(seat.view(np.full((_K, _H), 10.0)), unit=np.full((_K, _H), 2.0))
-    states = seat.table["lstm.60000.state"][:, None].astype(np.float32)
+    states = seat.lstm.states(seat.slots)[:, None]
     own = seat.learner.answer(0, states, seat.lstm._steps(view), view.ahead)
     absolute, residual, quantiles = (10 + 2 * part for part in own)
     found = seat.lstm.answer(view)
@@ -134,7 +134,7 @@ def test_a_network_that_is_only_taught_has_no_opinion() -> None:
     seat = Seat(speaks=False).grown()
     seat.close([1.0, 2.0, 3.0])
     seat.lstm.look(seat.slots)
-    assert np.isnan(seat.table["lstm.60000.state"]).all()
+    assert np.isnan(seat.lstm.states(seat.slots)).all()
     for part in seat.lstm.answer(seat.view(np.zeros((_K, _H)))):
         assert np.isnan(part).all()
 

@@ -322,13 +322,13 @@ def test_a_drift_makes_fusion_and_calibration_forget() -> None:
     assert 0.09 * widths < coins.widths() < 0.12 * widths
 
 
-@given(horizon=st.integers(1, 1000))
-def test_horizon_buckets_cover_the_horizon(horizon: int) -> None:
-    """Each ends up to twice as far as the one before; the last is the end."""
-    ends = horizon_buckets(horizon)[0].tolist()
+@given(horizon=st.integers(1, 1000), growth=st.sampled_from([2, 8]))
+def test_horizon_buckets_cover_the_horizon(horizon: int, growth: int) -> None:
+    """Each ends up to so many times as far as the one before; the last is the end."""
+    ends = horizon_buckets(horizon, growth)[0].tolist()
     assert ends[0] == 1
     assert ends[-1] == horizon
-    assert all(a < b <= 2 * a for a, b in pairwise(ends))
+    assert all(a < b <= growth * a for a, b in pairwise(ends))
 
 
 @given(horizon=st.integers(1, 1000))

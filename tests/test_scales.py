@@ -391,7 +391,8 @@ def test_the_network_looks_at_a_bucket_when_it_closes() -> None:
         ann = told.table.slot(b"ann")
         assert ann is not None
         for r, pool in enumerate(told.scales.pools):
-            state = told.table[f"lstm.{pool.window.step_ms}.state"][ann].astype(np.float64)
+            assert pool._lstm
+            state = pool._lstm.states(np.array([ann]))[0].astype(np.float64)
             if minute and told.elapsed(r):
                 np.testing.assert_array_equal(state, seen[r])
             elif minute and np.isfinite(seen[r]).all():

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from stream_forecaster.agreement import moved_along
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.standing import Standing, Statement
 
@@ -19,9 +20,9 @@ seeds = st.integers(0, 9_999)
 class Speaker:
     """Six keys of which something may be said."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_short: bool = False) -> None:
         self.table = KeyTable()
-        self.standing = Standing(self.table, "s", _H, _Q, _M)
+        self.standing = Standing(self.table, "s", _H, _Q, _M, is_short=is_short)
         self.table.intern([b"%d" % i for i in range(_KEYS)], np.zeros(_KEYS, np.int64))
 
     def again(self) -> tuple[Float64, Float64, Float64]:
@@ -41,12 +42,14 @@ def _drawn(rng: np.random.Generator, keys: int = _KEYS) -> Statement:
     return Statement(mean, quantiles, rng.dirichlet(np.ones(_M), keys))
 
 
-def _assert_as_said(back: tuple[Float64, Float64, Float64], said: Statement) -> None:
-    """Within float16 of the largest deviation, and what float32 does to the mean."""
+def _assert_as_said(
+    back: tuple[Float64, Float64, Float64], said: Statement, part: float = 2**-12
+) -> None:
+    """Within a part of the largest deviation, and what float32 does to the mean."""
     mean, quantiles, weights = back
     np.testing.assert_allclose(mean, said.mean, rtol=2**-24)
     largest = np.abs(said.quantiles - said.mean[..., None]).max(axis=2)
-    slack = 2**-12 * 1.001 * largest + 2**-23 * np.abs(said.mean)
+    slack = part * 1.001 * largest + 2**-23 * np.abs(said.mean)
     assert (np.abs(quantiles - said.quantiles) <= slack[..., None]).all()
     np.testing.assert_allclose(weights, said.weights, atol=2**-12)
 
@@ -59,6 +62,29 @@ def test_what_is_kept_is_said_again(seed: int) -> None:
     _assert_as_said(speaker.again(), said)
     np.testing.assert_array_equal(speaker.standing.mean(_ALL), speaker.again()[0])
     np.testing.assert_array_equal(speaker.standing.mean(np.s_[:]), speaker.again()[0])
+
+
+@given(seed=seeds)
+def test_in_short_memory_it_is_coarser(seed: int) -> None:
+    """By half of a 127th of the largest deviation; and quantiles ascend still."""
+    speaker, said = Speaker(is_short=True), _drawn(np.random.default_rng(seed))
+    speaker.standing.keep(np.s_[0:_KEYS], said)
+    _assert_as_said(speaker.again(), said, 0.5 / 127)
+    assert (np.diff(speaker.again()[1], axis=2) >= 0).all()
+
+
+@given(seed=seeds, is_count=st.booleans(), is_short=st.booleans())
+def test_it_moves_along_with_its_mean(seed: int, *, is_count: bool, is_short: bool) -> None:
+    """As the quantiles of the finest resolution do."""
+    speaker, rng = Speaker(is_short=is_short), np.random.default_rng(seed)
+    speaker.standing.keep(_ALL, _drawn(rng))
+    mean, quantiles, _ = speaker.again()
+    to = mean * rng.uniform(0.5, 2.0, mean.shape)
+    expected = moved_along(quantiles, mean, to, is_count=is_count)
+    expected = np.rint(expected) if is_count else expected
+    said = speaker.standing.agreed(_ALL, to, is_count=is_count)
+    np.testing.assert_array_equal(said.mean, to)
+    np.testing.assert_allclose(said.quantiles, expected, rtol=1e-9, atol=1e-6 + is_count)
 
 
 @given(seed=seeds)

@@ -26,7 +26,14 @@ _ZURICH = ZoneInfo("Europe/Zurich")
 class Drawing:
     """A window of one key, fed from drawings."""
 
-    def __init__(self, context: int, *, is_mean: bool = False, open_buckets: int = 3) -> None:
+    def __init__(
+        self,
+        context: int,
+        *,
+        is_mean: bool = False,
+        is_short: bool = False,
+        open_buckets: int = 3,
+    ) -> None:
         self.table = KeyTable()
         self.window = Window(
             self.table,
@@ -34,6 +41,7 @@ class Drawing:
             Resolution(step="1m", context=context, horizon=1),
             open_span_ms=open_buckets * _MINUTE_MS,
             is_mean=is_mean,
+            is_short=is_short,
         )
         self.window.begin(0)
 
@@ -265,3 +273,33 @@ def test_neighbours_do_not_mix() -> None:
         window.close()
         average = window.moving_average()
         assert all(b == 10 * a for a, b in pairwise(average.tolist()))
+
+
+@given(
+    counts=st.lists(st.lists(st.integers(0, 2**24), max_size=4), min_size=1, max_size=40),
+    context=st.integers(1, 6),
+)
+def test_counts_in_half_the_memory_are_the_same(counts: list[list[int]], context: int) -> None:
+    """As long as none is above 2^24."""
+    whole, short = Drawing(context), Drawing(context, is_short=True)
+    for bucket, added in enumerate(counts):
+        room = 2**24
+        for count in added:
+            for drawing in (whole, short):
+                drawing.put(bucket, min(count, room))
+            room -= min(count, room)
+        if bucket > 1 and len(whole.table):
+            np.testing.assert_array_equal(short.window.close(), whole.window.close())
+            np.testing.assert_array_equal(short.window.values(), whole.window.values())
+            average = whole.window.moving_average()
+            np.testing.assert_array_equal(short.window.moving_average(), average)
+    assert short.table.nbytes < whole.table.nbytes
+
+
+def test_a_count_in_half_the_memory_ends_at_two_to_the_24() -> None:
+    """There it stays."""
+    short = Drawing(2, is_short=True)
+    short.put(0, 2.0**24 - 1)
+    for _ in range(3):
+        short.put(0, 1.0)
+    assert short.window.close().tolist() == [2.0**24]

@@ -16,7 +16,7 @@ wrong with it, or whether anything is, the client's own reader finds out.
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled, part_of_loops
+from stream_forecaster.compiled import compiled, inlined
 
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
@@ -87,7 +87,7 @@ def records(data: Bytes, bodies: Int64, found: Int64) -> tuple[Int64, int | None
 # -- loops -----------------------------------------------------------------------------------------
 
 
-@part_of_loops
+@inlined
 def _whole(data: Bytes, at: int, size: int) -> int:
     """A number of `size` bytes, the highest first."""
     number = int(np.int64(data[at]))  # signed before it is whole, or the sum would be a float
@@ -98,13 +98,13 @@ def _whole(data: Bytes, at: int, size: int) -> int:
     return number
 
 
-@part_of_loops
+@inlined
 def _unsigned(data: Bytes, at: int) -> int:
     """One of four bytes that has no sign."""
     return _whole(data, at, 4) & 0xFFFFFFFF
 
 
-@part_of_loops
+@inlined
 def _varint(data: Bytes, at: int, end: int) -> tuple[int, int]:
     """A number of variable length, and where it ends: -1 if it does not before `end`."""
     number = shift = 0
@@ -120,7 +120,7 @@ def _varint(data: Bytes, at: int, end: int) -> tuple[int, int]:
     return 0, -1
 
 
-@part_of_loops
+@inlined
 def _crc32c(tables: NDArray[np.uint32], data: Bytes, at: int, end: int) -> int:
     crc = np.uint32(0xFFFFFFFF)
     while end - at >= 8:
@@ -147,7 +147,7 @@ def _crc32c(tables: NDArray[np.uint32], data: Bytes, at: int, end: int) -> int:
     return int(np.int64(crc ^ np.uint32(0xFFFFFFFF)))
 
 
-@part_of_loops
+@inlined
 def _marker(data: Bytes, at: int, end: int) -> int:
     """What a control batch's one record says of its transaction: 0 is aborted; -1 is odd."""
     length, at = _varint(data, at, end)
@@ -163,7 +163,7 @@ def _marker(data: Bytes, at: int, end: int) -> int:
     return max(_whole(data, at + 2, 2), -1)
 
 
-@part_of_loops
+@inlined
 def _note(data: Bytes, at: int, end: int, batch: Int64) -> None:
     """A batch's row of the table; what it says of its control and its producer is left out."""
     attributes, base = _whole(data, at + 21, 2), _whole(data, at, 8)
@@ -175,7 +175,7 @@ def _note(data: Bytes, at: int, end: int, batch: Int64) -> None:
     batch[COUNT] = _whole(data, at + 57, 4)
 
 
-@part_of_loops
+@inlined
 def _pass_aborted(data: Bytes, aborted: Int64, begun: Int64, batch: Int64) -> bool:
     """Pass over a batch of an aborted transaction, and note when one ends; False if it is odd."""
     attributes = _whole(data, batch[BEGIN] + 21, 2)
@@ -226,7 +226,7 @@ def _scan(
     return n
 
 
-@part_of_loops
+@inlined
 def _past_headers(data: Bytes, at: int, stop: int, count: int) -> int:
     """Where `count` headers end; -1 if they are odd."""
     for _ in range(count):
@@ -240,7 +240,7 @@ def _past_headers(data: Bytes, at: int, stop: int, count: int) -> int:
     return at
 
 
-@part_of_loops
+@inlined
 def _record(data: Bytes, at: int, end: int, out: Int64, i: int) -> int:
     """Note record `i`, offset and time as told from the batch's; where it ends, -1 if it is odd."""
     length, at = _varint(data, at, end)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stream_forecaster.agreement import Agreement, Steps, drawn_in, moved_along, steps_at
+from stream_forecaster.agreement import Agreement, Steps, draw_in, moved_along, steps_at
 from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
 from stream_forecaster.config import Resolution
 from stream_forecaster.keys import KeyTable
@@ -154,7 +154,7 @@ def test_agreed_paths_are_fit_to_publish(case: Said, aggregate: str) -> None:
         is_count = aggregate == "count"
         quantiles = np.maximum(quantiles, 0.0) if is_count else quantiles
         moved = moved_along(quantiles, mean, now, is_count=is_count)
-        moved = drawn_in(moved, now, case.steps[r], observed[r], is_count=is_count)
+        draw_in(moved, now, case.steps[r], observed[r], is_count=is_count)
         assert np.isfinite(moved).all()
         assert (np.diff(moved, axis=2) >= 0).all()
         if is_count:
