@@ -77,6 +77,7 @@ class Showing:
         self._restored_from: dict[int, int] = {}
         self._lookback = Lookback()
         self._answered_s: dict[Question, float] = {}
+        self._failed: set[Question] = set()
         self._past_of: dict[Question, int] = {}
         self._scans: dict[Question, Iterator[bytes | None]] = {}
 
@@ -104,9 +105,7 @@ class Showing:
             self._restored_from.setdefault(partition, of.shard.offset)
         if now_s - self._chosen_s >= _CHOSEN_EVERY_S and self._forecasts:
             self._chosen_s = now_s
-            for shard in _shards(held):
-                slots, _ = views.foremost(shard, "active", _MOST_ACTIVE)
-                self._lookback.follow(shard.table.key(slot) for slot in slots.tolist())
+            self._lookback.follow(_most_active(_shards(held)))
 
     def turn(self, held: Mapping[int, Held]) -> None:
         """Answer who has waited longest, if it is time to, and no more than there is time for."""
@@ -120,10 +119,12 @@ class Showing:
         for old in self._answered_s.keys() - asked.keys():
             for of in (self._answered_s, self._past_of, self._scans):
                 of.pop(old, None)
+            self._failed.discard(old)
         due = [
             question
             for question, answers in asked.items()
-            if not answers or (rest_s >= self._spent_s and now_s >= self._due_s(question))
+            if self._is_new(question, answers)
+            or (rest_s >= self._spent_s and now_s >= self._due_s(question))
         ]
         begin_s = self._cpu_s()
         for question in sorted(due, key=lambda q: self._answered_s.get(q, -math.inf)):
@@ -134,6 +135,9 @@ class Showing:
         if due:
             self._rested_s, self._spent_s = now_s, self._cpu_s() - begin_s
 
+    def _is_new(self, question: Question, answers: int) -> bool:
+        return not answers and question not in self._failed
+
     def _due_s(self, question: Question) -> float:
         return self._answered_s.get(question, -math.inf) + _EVERY_S[question.subject]
 
@@ -141,8 +145,11 @@ class Showing:
         try:
             answer = self._answer(question, held, is_new=is_new)
         except Exception as error:  # noqa: BLE001  (rule 4)
-            # Not the traceback: its values may be a key.
-            self._log.error("showing_failed", subject=question.subject, error=type(error).__name__)
+            if question not in self._failed:
+                self._failed.add(question)
+                # Not the traceback: its values may be a key.
+                failure = type(error).__name__
+                self._log.error("showing_failed", subject=question.subject, error=failure)
         else:
             if answer is not None:
                 self._viewers.answer(question, answer)
@@ -335,6 +342,21 @@ class Showing:
 def _shards(held: Mapping[int, Held]) -> list[Shard]:
     """Those that have seen an event."""
     return [of.shard for _, of in sorted(held.items()) if of.shard.watermark_ms is not None]
+
+
+def _most_active(shards: Sequence[Shard]) -> list[bytes]:
+    """A handful of keys, of all partitions together."""
+    ranked = sorted(
+        (
+            (rank, shard.table.key(slot))
+            for shard in shards
+            for slot, rank in zip(
+                *(of.tolist() for of in views.foremost(shard, "active", _MOST_ACTIVE)), strict=True
+            )
+        ),
+        reverse=True,
+    )
+    return [key for _, key in ranked[:_MOST_ACTIVE]]
 
 
 def _json(value: object) -> bytes:
