@@ -6,7 +6,7 @@
 100-byte JSON events of 10,000 keys in four partitions; a millisecond of event time between two
 events, so a hop every 60,000. On Apache Kafka from KAFKA_HOME, or the cluster at
 KAFKA_BOOTSTRAP_SERVERS, else on the embedded broker. The contenders take turns, one process each;
-CPU is user and system time of that process from its first event to its last.
+CPU is user and system time of that process over the second half of the events.
 
 PEERS names a folder of programs for the JVM to be timed beside ours: there is to be a
 `kafka-streams/run BOOTSTRAP TOPIC EVENTS consume`, which prints events/s and CPU-s per million.
@@ -83,7 +83,11 @@ def measure(name: str, bootstrap: str, topic: str, events: int, quix: str) -> di
     last = done.stdout.splitlines()[-1]
     if kind == "java":  # the third time over the topic, when it is warm
         *_, rate, _, _, cpu, _ = last.split()
-        return {"wall_s": events / float(rate), "cpu_s": float(cpu) * events / 1e6}
+        return {
+            "events": events,
+            "wall_s": events / float(rate),
+            "cpu_s": float(cpu) * events / 1e6,
+        }
     result: dict[str, float] = json.loads(last)
     return result
 
@@ -94,13 +98,13 @@ def show(results: dict[str, list[dict[str, float]]], events: int) -> None:
     for column in ("", "events/s", "CPU-s per million", "times less CPU than Quix", "also"):
         table.add_column(column, justify="left" if column in {"", "also"} else "right")
     cpu = {
-        name: statistics.median(run["cpu_s"] for run in runs) / events * 1e6
+        name: statistics.median(run["cpu_s"] / run["events"] for run in runs) * 1e6
         for name, runs in results.items()
     }
     quix = cpu.get("quixstreams: tumbling count")
     for name, runs in results.items():
-        rate = events / statistics.median(run["wall_s"] for run in runs)
-        others = {k: v for k, v in runs[-1].items() if k not in {"wall_s", "cpu_s"}}
+        rate = statistics.median(run["events"] / run["wall_s"] for run in runs)
+        others = {k: v for k, v in runs[-1].items() if k not in {"events", "wall_s", "cpu_s"}}
         also = ", ".join(f"{v:,.0f} {k.replace('_', ' ')}" for k, v in others.items())
         ratio = f"{quix / cpu[name]:.1f}" if quix else "-"
         table.add_row(name, f"{rate:,.0f}", f"{cpu[name]:.2f}", ratio, also)
