@@ -32,7 +32,7 @@ from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.plan import plan
-from stream_forecaster.records import Records
+from stream_forecaster.records import BytesColumn, Records
 from stream_forecaster.scales import Scales
 from stream_forecaster.shard import Shard
 
@@ -90,7 +90,8 @@ def _events(offset: int, minute: int, first: int, last: int) -> Records:
     value = [b'{"user_id":"user-%07d","ts":%d}' % (key, time_ms) for key in range(first, last)]
     count = last - first
     offsets = np.arange(offset, offset + count)
-    return Records(0, offsets, np.full(count, time_ms), [None] * count, value, int(offset + count))
+    key, body = BytesColumn.of([None] * count), BytesColumn.of(value)
+    return Records(0, offsets, np.full(count, time_ms), key, body, int(offset + count))
 
 
 def hop_us(keys: int, resolutions: list[dict[str, Any]], hops: int = 12) -> float:
