@@ -66,14 +66,25 @@ def test_it_begins_as_a_normal_distribution() -> None:
     )
 
 
+@pytest.mark.parametrize("mean", [3.0, 30.0, 4_000.0])
+def test_before_anything_has_landed_counts_vary_as_counts_do(mean: float) -> None:
+    """Small ones as of a Poisson variable, large ones by a seventh, as one day does from another."""
+    calibration, rng = _calibration(is_count=True), np.random.default_rng(0)
+    path, bucket = np.array([[mean]]), np.array([0])
+    size = calibration.expected_error(np.s_[:1], path, np.ones(1), bucket)
+    low, high = np.rint(calibration.quantiles(path, size, bucket)[0, 0, [1, 5]])
+    truth = rng.poisson(mean * rng.gamma(50, 1 / 50, 10_000))
+    assert 0.78 <= np.mean((low <= truth) & (truth <= high)) <= 0.97
+
+
 @pytest.mark.parametrize("path", [0.0, 0.5, 100.0])
 def test_a_count_is_as_wide_as_its_level_makes_it(path: float) -> None:
-    """Whatever its spread so far: the unit is that of a Poisson variable."""
+    """Whatever its spread so far."""
     calibration = _calibration(is_count=True)
     paths = np.array([[path]])
     narrow, wide = (calibration.unit(paths, np.array([[spread]])) for spread in (0.1, 9.0))
     assert narrow == wide
-    assert narrow[0, 0] == pytest.approx(np.sqrt(path), abs=0.25)
+    assert narrow[0, 0] == pytest.approx(np.sqrt(path + 0.02 * path**2), abs=0.25)
 
 
 def test_a_keys_own_errors_make_its_intervals() -> None:
