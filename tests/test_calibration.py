@@ -68,7 +68,7 @@ def test_it_begins_as_a_normal_distribution() -> None:
 
 @pytest.mark.parametrize("mean", [3.0, 30.0, 4_000.0])
 def test_before_anything_has_landed_counts_vary_as_counts_do(mean: float) -> None:
-    """Small ones as of a Poisson variable, large ones by a seventh, as one day does from another."""
+    """Small ones as a Poisson variable, large ones by a seventh, as one day from another."""
     calibration, rng = _calibration(is_count=True), np.random.default_rng(0)
     path, bucket = np.array([[mean]]), np.array([0])
     size = calibration.expected_error(np.s_[:1], path, np.ones(1), bucket)
