@@ -117,7 +117,7 @@ class Due:
         _keep(
             said.mean,
             said.unit,
-            np.moveaxis(said.predictions, 0, 1),
+            said.predictions.transpose(1, 0, 2),
             said.pooled,
             said.quantiles,
             said.inside,

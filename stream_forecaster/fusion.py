@@ -98,7 +98,7 @@ class ExponentialWeights:
         evidence = self.evidence(slots)
         weights = np.empty((len(evidence[2]), last - first, self._loss.shape[1]))
         _weigh(*evidence, first, weights)
-        return np.moveaxis(weights, 2, 0)
+        return weights.transpose(2, 0, 1)
 
     def evidence(
         self, slots: Slots
@@ -228,7 +228,7 @@ class Stack:
 
     def weights(self, slots: Slots) -> Float64:
         """Weights (M, B, G) of the deviations."""
-        return np.moveaxis(self.weights_of(slots), 2, 0)
+        return self.weights_of(slots).transpose(2, 0, 1)
 
     def weights_of(self, slots: Slots) -> Float64:
         """The same, key by key: (B, G, M)."""
@@ -319,11 +319,11 @@ class Fusion:
             predictions: (M, B, H), NaN for no opinion.
             bucket: (H,) the horizon bucket of each step.
         """
-        said = np.moveaxis(predictions, 0, 1)
+        said = predictions.transpose(1, 0, 2)
         path, stacked = np.empty((len(said), len(bucket))), self._stack.weights_of(slots)
         weights = np.empty(stacked.shape)
         _fuse(said, bucket, *self._exponential.evidence(slots), stacked, weights, path)
-        return path, np.moveaxis(weights, 2, 0)
+        return path, weights.transpose(2, 0, 1)
 
     def weights(self, slots: Slots) -> Float64:
         """The weights (M, B, G) that experts have where all have an opinion."""

@@ -140,7 +140,7 @@ class Opinion:
             self.slots,
             self.index[steps],
             self.bucket[steps],
-            np.moveaxis(np.moveaxis(self.predictions, 0, 1).take(steps, axis=2), 1, 0),
+            self.predictions.transpose(1, 0, 2).take(steps, axis=2).transpose(1, 0, 2),
             self.pooled.take(steps, axis=1),
             self.mean.take(steps, axis=1),
             self.weights,
@@ -519,7 +519,7 @@ class Pool:
         index, bucket = self.window.closed - 1, self._bucket[ahead - 1]
         rows, m = self._table.rows(slots), len(self._experts)
         # Key by key, as loops go through them.
-        predictions = np.moveaxis(np.empty((len(rows), len(self.experts), len(ahead))), 1, 0)
+        predictions = np.empty((len(rows), len(self.experts), len(ahead))).transpose(1, 0, 2)
         for said, expert in zip(predictions[:m], self._experts, strict=True):
             said[:] = expert.predict(slots, index, ahead)
         return predictions, *self._fusion.fuse(slots, predictions[:m], bucket)
