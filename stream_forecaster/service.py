@@ -45,6 +45,9 @@ _REPORT_S = 1.0
 _HEAR_S = 5.0
 """What a poll brought and was not heard after so long is left. A piece takes a second or two, or as
 long as a single hop does."""
+_MANY_FORECASTS = 4096
+_GIVE_BACK_S = 10.0
+"""After commits of so many forecasts, but no sooner, freed memory is given back."""
 _SHED_LOG_S = 60.0
 """Keys are shed by the thousand: a line in the log so often says how many."""
 
@@ -97,6 +100,7 @@ class Service:
         self._held: dict[int, _Held] = {}
         self._dropped: dict[int, Shard] = {}
         self._committed_s = self._reported_s = world.now_s()
+        self._gave_back_s = -math.inf
         self._keys_shed, self._shed_logged_s = 0, -math.inf
         self._scoreboard = Scoreboard(world.telemetry, settings)
         self._showing = Showing(settings, world, self._scoreboard)
@@ -279,8 +283,15 @@ class Service:
                 self._keys_shed += len(turn.shed)
             self._telemetry.forecasts_shed("superseded", held.pending.shed)
             held.pending = Pending()
+        self._give_back(len(messages))
         self._saving.turn(self._settled())
         return True
+
+    def _give_back(self, messages: int) -> None:
+        now_s = self._world.now_s()
+        if messages >= _MANY_FORECASTS and now_s - self._gave_back_s >= _GIVE_BACK_S:
+            self._world.give_back()
+            self._gave_back_s = now_s
 
     def _tell_commit(self, result: CommitResult) -> None:
         """Of the one begun last."""

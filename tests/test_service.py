@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 import structlog
 from prometheus_client import CollectorRegistry
-from streams import START_MS, busy_log, settings
+from streams import START_MS, busy_log, event, settings
 from structlog.testing import LogCapture
 
 from stream_forecaster import checkpoint
@@ -59,6 +59,7 @@ class Process:
     per_poll: int = _PER_POLL
     seconds_per_look: float = 0.0
     background: Background = at_once
+    gave_back: int = 0
 
     def __post_init__(self) -> None:
         self.registry, self.said = CollectorRegistry(), LogCapture()
@@ -74,8 +75,12 @@ class Process:
             now_s=self._look,
             wall_ms=lambda: self.wall_ms,
             background=self.background,
+            give_back=self._give_back,
         )
         self.service = Service(self.config, world, cold_start=self.cold_start)
+
+    def _give_back(self) -> None:
+        self.gave_back += 1
 
     def _look(self) -> float:
         """The clock, which may go on while the service works."""
@@ -622,3 +627,21 @@ def test_what_was_opened_is_closed() -> None:
     with pytest.raises(RuntimeError):
         process.service.run(broken)
     assert transport.lag() == {}
+
+
+def test_freed_memory_is_given_back_after_many_forecasts() -> None:
+    """Now and then: not after each of many such commits, and never after small ones."""
+    minutes = [_ROWS[0][2] + 60_000 * minute for minute in range(4)]
+    log = MemoryLog(
+        {
+            0: [
+                MemoryRecord(None, event(f"user-{user}", time_ms, 1.0), time_ms)
+                for time_ms in minutes
+                for user in range(4_500)
+            ]
+        }
+    )
+    process = Process(log, per_poll=4_500).steps(8, seconds_each=1.0)
+    assert len(log.published) >= 2 * 4_500
+    assert process.gave_back == 1
+    assert Process(_log()).drain().gave_back == 0

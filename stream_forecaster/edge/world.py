@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from structlog.typing import FilteringBoundLogger
 
 from stream_forecaster.checkpoint import Store
+from stream_forecaster.edge.heap import give_back
 from stream_forecaster.edge.saver import Background, in_thread
 from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.edge.viewers import Viewers
@@ -29,6 +30,7 @@ class World:
         weights: what a network starts from; None: those that ship.
         background: where checkpoints are written.
         viewers: who looks at the page.
+        give_back: asks the C library for memory that was freed.
     """
 
     transport: Transport
@@ -41,3 +43,4 @@ class World:
     weights: Weights | None = None
     background: Background = in_thread
     viewers: Viewers = field(default_factory=Viewers)
+    give_back: Callable[[], None] = give_back

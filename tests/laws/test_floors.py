@@ -93,6 +93,7 @@ LIST = (
     "edge.telemetry",
     "edge.scoreboard",
     "edge.viewers",
+    "edge.heap",
     "edge.world",
     "edge.listener",
     "edge.live",
