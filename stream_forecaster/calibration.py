@@ -280,10 +280,11 @@ def _expect(  # noqa: PLR0913, PLR0917  (what an error is made of)
         for g in range(len(width)):
             width[g] = _width(own[rows[b], g], population[g])
         for h in range(len(bucket)):
-            unit = spread[b]
             if is_count:
                 mean = max(path[b, h], 0.0)
                 unit = np.sqrt(mean + _COUNT_FLOOR + _DISPERSION * mean**2)
+            else:
+                unit = spread[b]
             error[b, h] = width[bucket[h]] * unit
 
 

@@ -15,7 +15,7 @@ any batching comes to the same bits.
 
 import warnings
 from collections.abc import Callable
-from functools import cache, update_wrapper
+from functools import update_wrapper
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -75,14 +75,27 @@ def exp_below_zero(exponent: float) -> float:
 
 def widened(bits: int) -> float:
     """The number that the bits of one in half precision stand for; for loops."""
-    number: float = np.array(bits, np.uint16).view(np.float16).item()
-    return number
+    number = np.int64(bits)
+    whole = np.float32(np.uint32((number & 0x7FFF) << 13).view(np.float32) * np.float32(2.0**112))
+    told = np.int64(np.float32(whole).view(np.uint32))
+    if number & 0x7C00 == 0x7C00:  # infinity, or no number
+        told = 0x7F800000 | (number & 0x3FF) << 13
+    return np.uint32(told | (number & 0x8000) << 16).view(np.float32)
 
 
 def halved(number: float) -> int:
-    """The bits of the nearest number in half precision; for loops."""
-    with np.errstate(over="ignore"):
-        return int(np.float32(number).astype(np.float16).view(np.uint16))
+    """The bits of the nearest number in half precision; for loops.
+
+    Not by the processor's instruction: not every one has it.
+    """
+    bits = np.int64(np.float32(number).view(np.uint32))
+    sign, bits = bits >> 16 & 0x8000, bits & 0x7FFFFFFF
+    if bits >= 0x47800000:
+        return np.uint16(sign | (0x7E00 if bits > 0x7F800000 else 0x7C00))
+    if bits < 0x38800000:  # no more than 2^-24 apart: the addition rounds
+        small = np.float32(np.uint32(bits).view(np.float32) + np.float32(0.5))
+        return np.uint16(sign | (np.int64(np.float32(small).view(np.uint32)) - 0x3F000000))
+    return np.uint16(sign | (bits - 0x38000000 + 0xFFF + (bits >> 13 & 1)) >> 13)
 
 
 class _Compiled:
@@ -114,7 +127,7 @@ class _Compiled:
 
 
 _all: list[_Compiled] = []
-_parts: list[Callable[..., Any]] = [exp_below_zero]
+_parts: list[Callable[..., Any]] = [exp_below_zero, widened, halved]
 _SCALARS = ("f8", "f4", "i8", "i4", "i1", "u8", "u4", "u1", "b1")
 
 
@@ -122,7 +135,6 @@ def _compile(loop: Callable[..., Any], names: list[str], returned: str) -> Any: 
     import numba  # noqa: PLC0415  (takes half a second, and few commands forecast)
     from numba.extending import register_jitable  # noqa: PLC0415
 
-    _teach()
     while _parts:
         register_jitable(_parts.pop())
     scalars = {name: numba.from_dtype(np.dtype(name)) for name in _SCALARS}
@@ -142,31 +154,3 @@ def _compile(loop: Callable[..., Any], names: list[str], returned: str) -> Any: 
     except RuntimeError as error:  # "cannot cache function"
         warnings.warn(f"compiled anew at every start: {error}", RuntimeWarning, stacklevel=3)
         return numba.njit(signature, nogil=True, error_model="numpy")(loop)
-
-
-@cache
-def _teach() -> None:
-    """Tell the compiler of half precision: one instruction each way."""
-    from llvmlite import ir  # type: ignore[import-untyped]  # noqa: PLC0415  (loaded with numba)
-    from numba import float32, uint16  # noqa: PLC0415
-    from numba.extending import intrinsic, overload  # noqa: PLC0415
-
-    @intrinsic
-    def widen(typing: Any, bits: Any) -> Any:  # noqa: ANN401, ARG001
-        def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:  # noqa: ANN401
-            return builder.fpext(builder.bitcast(values[0], ir.HalfType()), ir.FloatType())
-
-        return float32(uint16), generate
-
-    @intrinsic
-    def halve(typing: Any, number: Any) -> Any:  # noqa: ANN401, ARG001
-        def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:  # noqa: ANN401
-            return builder.bitcast(builder.fptrunc(values[0], ir.HalfType()), ir.IntType(16))
-
-        return uint16(float32), generate
-
-    # What is called in a loop takes one argument: numba passes the other.
-    wide: Any = widen
-    half: Any = halve
-    overload(widened)(lambda bits: lambda bits: wide(bits))  # noqa: ARG005, PLW0108  (as numba wants it)
-    overload(halved)(lambda number: lambda number: half(np.float32(number)))  # noqa: ARG005  (likewise)

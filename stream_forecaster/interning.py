@@ -97,7 +97,7 @@ class Interned:
         """
         self._know_words(int(keys.size.max(initial=0)))
         slots, done = np.empty(len(keys), np.int64), 0
-        free = self.free.copy()
+        free = len(self.free)
         while done < len(keys):
             self._counts[_MOST] = self._most
             done += _intern(
@@ -116,7 +116,8 @@ class Interned:
                 if len(self) >= self._most:
                     break
                 self._grow(int(keys.size[done]))
-        return slots[:done], free[self._counts[_FREED] :]
+        # What was handed out still lies behind what is free.
+        return slots[:done], self._rows[_FREE, self._counts[_FREED] : free].copy()
 
     def find(self, key: bytes) -> int | None:
         """The slot of a key, if it has one."""

@@ -31,6 +31,9 @@ RECORD_OFFSET, TIME_MS, KEY, KEY_SIZE, VALUE, VALUE_SIZE, HEADERS = range(7)
 """Rows of the table of records: each one's offset and time, where key and value begin and how long
 they are, and where the headers begin; -1 where there are none."""
 
+_LEAST_RECORD_BYTES = 7
+"""Length, attributes, time, offset, key, value and headers, a byte each."""
+
 UNBEGUN, LIVE, OVER = range(3)
 """What an aborted transaction is at some place in the log."""
 
@@ -79,6 +82,9 @@ def records(data: Bytes, bodies: Int64, found: Int64) -> tuple[Int64, int | None
         bodies: (B, 2) where each begins and ends.
         found: (B, 10) the batches.
     """
+    odd = np.flatnonzero(found[:, COUNT] * _LEAST_RECORD_BYTES > bodies[:, 1] - bodies[:, 0])
+    if len(odd):  # no word of it is believed, and no memory asked for
+        return np.empty((7, 0), np.int64), int(odd[0])
     out = np.empty((7, int(found[:, COUNT].sum())), np.int64)
     n = _decode(data, bodies, found, out)
     return (out, None) if n >= 0 else (out[:, :0], ~n)
