@@ -133,7 +133,8 @@ class Telemetry:
         gauge = partial(Gauge, namespace=PREFIX, registry=self._registry)
         self._absolute_error = _Totals(
             f"{PREFIX}_absolute_error",
-            "Absolute errors of forecasts whose time has come.",
+            "Absolute errors of forecasts whose time has come. Of seasonal: the expert "
+            "seasonal_week, what is usual at this time of the week.",
             ["resolution", "forecaster"],
         )
         self._pinball_loss = _Totals(
