@@ -47,7 +47,7 @@ def backtest(  # noqa: PLR0913  (one parameter for each option of the command)
         console: standard output. Progress goes to standard error.
 
     Returns:
-        the exit code.
+        the exit code: 1 if no event was counted.
 
     Raises:
         ConfigError: a file cannot be read or written.
@@ -74,7 +74,7 @@ def backtest(  # noqa: PLR0913  (one parameter for each option of the command)
         _print_counts(console, past)
         if page is not None:
             console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    return 0 if past.events else 1
 
 
 def replay(  # noqa: PLR0913  (one parameter for each option of the command)
@@ -135,6 +135,8 @@ def _print_counts(console: Console, past: Pass) -> None:
         lines.append(
             "No record is an event: do input.key, input.time and input.value name its fields?"
         )
+    if not total and not counts["events"]:
+        lines.append("No record was found: are these the files, and do they hold a line for each?")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 

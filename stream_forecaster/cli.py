@@ -32,7 +32,7 @@ from stream_forecaster import __version__, asyncapi, backtest, demo, plan
 from stream_forecaster.compiled import compile_all
 from stream_forecaster.config import Settings
 from stream_forecaster.edge import console, logs, topics
-from stream_forecaster.edge.http import Health, HttpServer
+from stream_forecaster.edge.http import Health, HttpServer, stalled_after_s
 from stream_forecaster.edge.kafka import KafkaTransport
 from stream_forecaster.edge.lag import lag as read_lag
 from stream_forecaster.edge.options import (
@@ -152,7 +152,10 @@ def _serve(
         version=__version__, pipeline=settings.kafka.group_id, config_id=settings.config_id
     )
     viewers = Viewers()
-    with closing(HttpServer(settings.http, telemetry.exposition, viewers)) as server:
+    patience_s = stalled_after_s(settings.kafka)
+    with closing(
+        HttpServer(settings.http, telemetry.exposition, viewers, stalled_after_s=patience_s)
+    ) as server:
         store = CheckpointStore(settings.state.checkpoint_url, settings.kafka.group_id)
         store.probe()
         log.info(

@@ -294,7 +294,7 @@ def rows(
         timezone: the service's `input.timezone`, in which days begin; `ds` is in it.
 
     Raises:
-        ValueError: a forecast has no such resolution.
+        ValueError: a forecast has no such resolution, or has days of another time zone.
     """
     zone = ZoneInfo(timezone)
     for forecast in forecasts:
@@ -330,9 +330,19 @@ def frame(
 
 
 def _begins(resolution: Resolution, timezone: str) -> list[int]:
-    """(H,) where each step begins, epoch ms: days are local ones, whatever their length."""
+    """(H,) where each step begins, epoch ms: days are local ones, whatever their length.
+
+    Raises:
+        ValueError: the first of them does not begin there in this time zone.
+    """
     calendar, step_ms = _calendar(timezone), resolution.step_s * 1_000
-    first = calendar.index(round(resolution.start.timestamp() * 1_000), step_ms)
+    start_ms = round(resolution.start.timestamp() * 1_000)
+    first = calendar.index(start_ms, step_ms)
+    if calendar.start(first, step_ms) != start_ms:
+        raise ValueError(
+            f"steps of {resolution.step_s} s begin at {resolution.start.isoformat()}, which is no "
+            f"midnight in {timezone}: give rows() or frame() the service's input.timezone"
+        )
     return [int(calendar.start(first + h, step_ms)) for h in range(len(resolution.mean))]
 
 

@@ -16,11 +16,12 @@ A compacted topic has lost all but the newest forecast of each key: it is no rec
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from stream_forecaster.edge.files import read_lines
+from stream_forecaster.edge.files import STDIN, read_lines
 from stream_forecaster.errors import ConfigError
 from stream_forecaster.forecasts import Forecast
 from stream_forecaster.records import Message
@@ -78,6 +79,8 @@ class Recording:
     """
 
     def __init__(self, path: str) -> None:
+        if path != STDIN and (not Path(path).exists() or Path(path).is_dir()):
+            raise ConfigError(f"{path}: no such recording; `backtest --forecasts` writes one")
         self.path = path
         self.span: dict[int, tuple[int, int]] = {}
         self.contradictory = 0

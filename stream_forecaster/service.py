@@ -214,8 +214,7 @@ class Service:
             )
         begin_s = self._world.now_s()
         turn = held.shard.advance(records, most=most)
-        if turn.hops:
-            self._telemetry.hop((self._world.now_s() - begin_s) / turn.hops)
+        self._telemetry.hops(turn.hops, self._world.now_s() - begin_s)
         held.pending.add(turn, records)
         if held.pending.forecasts > 2 * max(self._settings.output.max_pending, held.shard.keys):
             held.pending.shed_superseded(self._shed_before_ms())
@@ -278,7 +277,7 @@ class Service:
                     self._telemetry.event_to_forecast(max(0, now_ms - read_ms) / 1000)
             held.committed = offsets[partition]
             for turn in held.pending.turns:
-                self._scoreboard.count(turn)
+                self._scoreboard.count(turn, len(self._held))
                 self._showing.count(turn)
                 self._keys_shed += len(turn.shed)
             self._telemetry.forecasts_shed("superseded", held.pending.shed)

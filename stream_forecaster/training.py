@@ -58,6 +58,7 @@ def pretrain(out: str, *, steps: int, seed: int, begin_with: str | None, console
         the exit code.
 
     Raises:
+        ConfigError: there is no folder for `out`.
         StoreUnusable: `out` or `begin_with` cannot be written or read.
         WeightsMismatch: `begin_with` is of another architecture.
     """
@@ -117,7 +118,8 @@ def fit(  # noqa: PLR0913  (one parameter for each option of the command)
         the exit code.
 
     Raises:
-        ConfigError: a file cannot be read, there is too little history, or no network to fit.
+        ConfigError: a file cannot be read, there is no folder for `out`, too little history, or no
+            network to fit.
         StoreUnusable: `out` or `model.weights` cannot be written or read.
         WeightsMismatch: `model.weights` are of another architecture.
     """

@@ -444,6 +444,30 @@ def test_what_is_no_recording_is_refused(events: str, tmp_path: Path, line: byte
         run_replay(events, path)
 
 
+def test_a_missing_recording_is_said_to_be_missing(events: str, tmp_path: Path) -> None:
+    """In words, before anything is replayed; a folder is none either."""
+    for path in (tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(ConfigError, match=f"^{path}: no such recording"):
+            run_replay(events, str(path))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [([], "No record was found"), ([b'{"user": "ann"}', b"{"], "No record is an event")],
+    ids=["empty", "rejected"],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_backtest_of_nothing_is_no_success(
+    tmp_path: Path, lines: list[bytes], said: str, *, as_json: bool
+) -> None:
+    """It says so, and exits 1."""
+    path, out = write(tmp_path / "none.jsonl", lines), io.StringIO()
+    console = Console(file=out, width=100)
+
+    assert backtest.backtest(SETTINGS, [path], as_json=as_json, console=console) == 1
+    assert (json.loads(out.getvalue())["events"] == 0) if as_json else (said in out.getvalue())
+
+
 def test_progress_keeps_out_of_standard_output(
     events: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

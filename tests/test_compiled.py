@@ -1,6 +1,7 @@
 """Loops that are compiled do what they say, whatever the layout of what they read."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -138,3 +139,26 @@ def test_a_loop_is_compiled_where_nothing_can_be_kept(tmp_path: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "3.0\n"
     assert "compiled anew at every start" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["Makefile", "Dockerfile"])
+def test_what_is_compiled_beforehand_is_every_loop(place: str) -> None:
+    """What is imported there knows of as many loops as all modules that have any."""
+    root = Path(__file__).parent.parent
+    (program,) = re.findall(r"-c ['\"](.*compile_all\(\))['\"]", (root / place).read_text())
+    imports = program.partition(";")[0]
+    paths = [path.relative_to(root) for path in (root / "stream_forecaster").rglob("*.py")]
+    with_loops = [
+        ".".join(path.with_suffix("").parts)
+        for path in paths
+        if "stream_forecaster.compiled import" in (root / path).read_text()
+    ]
+    count = (
+        f"{imports}\nfrom stream_forecaster.compiled import _all\nbefore = len(_all)\n"
+        f"import {', '.join(with_loops)}\nprint(before, len(_all))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", count], cwd=root, capture_output=True, text=True, check=True
+    )
+    before, after = done.stdout.split()
+    assert before == after

@@ -334,6 +334,18 @@ def test_days_are_local_days() -> None:
     ]
 
 
+@pytest.mark.parametrize("timezone", ["UTC", "America/New_York"])
+def test_days_of_another_zone_are_refused(timezone: str) -> None:
+    """They would be off by hours, and nothing would show it."""
+    zone = ZoneInfo("Europe/Zurich")
+    days = msgspec.structs.replace(
+        forecast().resolutions[0], step_s=86_400, start=datetime(2026, 3, 28, tzinfo=zone)
+    )
+
+    with pytest.raises(ValueError, match=f"no midnight in {timezone}: give .* input.timezone"):
+        list(rows([msgspec.structs.replace(forecast(), resolutions=(days,))], timezone=timezone))
+
+
 def test_a_frame_is_made_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """By pandas, which is asked for only then."""
     said = [forecast()]  # made before river looks for pandas, too

@@ -167,13 +167,13 @@ def letter_text(shown: Mapping[str, Any]) -> str:
     place = f"{origin['topic']}/{origin['partition']}:{origin['offset']}"
     lines = [
         f"place    {shown['partition']}:{shown['offset']}, {shown['time']}",
-        f"reason   {shown['reason'] or '?'}: {_harmless(shown['detail'])}",
-        f"origin   {_harmless(place)}, {origin['time'] or 'no time'}",
+        f"reason   {shown['reason'] or '?'}: {harmless(shown['detail'])}",
+        f"origin   {harmless(place)}, {origin['time'] or 'no time'}",
         f"replays  {shown['replays']}",
         f"key      {_in_words(shown['key'])}",
     ]
     lines += [
-        f"header   {_harmless(h['name'])}: {_in_words(h if 'text' in h or 'hex' in h else None)}"
+        f"header   {harmless(h['name'])}: {_in_words(h if 'text' in h or 'hex' in h else None)}"
         for h in shown["headers"]
     ]
     return "\n".join([*lines, f"value    {_in_words(shown['value'])}"])
@@ -191,17 +191,17 @@ def _spelled(data: bytes | None) -> dict[str, str] | None:
 def _in_words(spelled: Mapping[str, str] | None) -> str:
     if spelled is None:
         return "none"
-    return _harmless(spelled["text"]) if "text" in spelled else f"hex {spelled['hex']}"
+    return harmless(spelled["text"]) if "text" in spelled else f"hex {spelled['hex']}"
 
 
 def _glimpse(data: bytes | None) -> str:
     if data is None:
         return ""
     text = data[:_GLIMPSE_BYTES].decode("utf-8", "backslashreplace")
-    return _harmless(text) + ("..." if len(data) > _GLIMPSE_BYTES else "")
+    return harmless(text) + ("..." if len(data) > _GLIMPSE_BYTES else "")
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Text that a terminal may be sent: what it would obey is spelled out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -311,7 +311,7 @@ class ForecastTable:
 def _forecast_row(forecast: Forecast) -> list[object]:
     skill = forecast.quality.skill
     return [
-        forecast.key,
+        harmless(forecast.key),
         f"{forecast.issued_at:%H:%M:%S}",
         forecast.quality.observations,
         *(_next_bucket(resolution) for resolution in forecast.resolutions),

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from stream_forecaster.config import Http
+from stream_forecaster.config import Http, Kafka
 from stream_forecaster.edge.listener import Listener, Reply, Request, Stream, as_json, problem
 from stream_forecaster.edge.live import Live
 from stream_forecaster.edge.viewers import Viewers
 
 STALLED_AFTER_S = 60.0
-"""A loop that has not turned for so long is dead: longer than any call it makes may take."""
+"""A loop that has not turned for so long is dead: longer than any call it makes may take. A turn of
+the service may take longer, as long as the group allows."""
 
 _JSON = "application/json"
 
@@ -48,6 +49,15 @@ class Check:
     name: str
     ok: bool
     detail: str
+
+
+def stalled_after_s(kafka: Kafka) -> float:
+    """How long a turn of the service may take: as long as the group lets its member be silent.
+
+    One turn recovers all partitions that were given, or makes up for a long silence. To be killed
+    in it would be for nothing: the next process has the same turn before it.
+    """
+    return max(STALLED_AFTER_S, kafka.max_poll_interval_ms / 1_000)
 
 
 def liveness(health: Health, now_s: float, stalled_after_s: float) -> list[Check]:

@@ -26,7 +26,8 @@ _SHOWN: dict[Forecaster, str] = {
 }
 """The metric's forecasters, and what the scores call them."""
 _SCORE_MEMORY = 0.995
-"""How much a running score keeps when a bucket lands: ratios speak of the last few hundred."""
+"""How much a running score keeps when a bucket has landed in all partitions: ratios speak of the
+last few hundred buckets, of however many partitions, and however many of them a turn takes."""
 
 
 class Scoreboard:
@@ -40,14 +41,16 @@ class Scoreboard:
     def __init__(self, telemetry: Telemetry, settings: Settings) -> None:
         self._telemetry = telemetry
         self._names = [f"{r.step_ms // 1000}s" for r in settings.resolutions]
+        finest_ms = settings.resolutions[0].step_ms
+        self._buckets_of_hop = [finest_ms / r.step_ms for r in settings.resolutions]
         self._max_keys = settings.state.max_keys
         for name in self._names:
             telemetry.drift(name, 0)
         self.scores: list[Score] = []
         self.weights: list[Float64] = []
 
-    def count(self, turn: Turn) -> None:
-        """Add a turn that has been committed."""
+    def count(self, turn: Turn, partitions: int) -> None:
+        """Add a turn that has been committed, of one of so many partitions."""
         self._telemetry.events(turn.events)
         for reason, n in Counter(rejected.reason.value for rejected in turn.rejects).items():
             self._telemetry.rejects(reason, n)
@@ -59,7 +62,7 @@ class Scoreboard:
                 self._telemetry.forecasts(origin, n)
         self._telemetry.training_steps(turn.training_steps)
         if turn.hops:
-            self._count_scores(turn)
+            self._count_scores(turn, partitions)
 
     def show(self, shards: Sequence[Shard], lag: Mapping[int, int]) -> None:
         """Set what is held now: keys, bytes, watermarks, weights; and the lag."""
@@ -77,11 +80,13 @@ class Scoreboard:
             for expert, weight in zip(pools[0].experts, weights.tolist(), strict=True):
                 self._telemetry.expert_weight(name, expert, weight)
 
-    def _count_scores(self, turn: Turn) -> None:
+    def _count_scores(self, turn: Turn, partitions: int) -> None:
         scores = self.scores or [score * 0.0 for score in turn.scores]
+        # Of a coarse resolution a turn that lands anything lands at least one bucket.
+        landed_buckets = [max(1.0, turn.hops * part) for part in self._buckets_of_hop]
         self.scores = [
-            old * (_SCORE_MEMORY if new.count.any() else 1.0) + new
-            for old, new in zip(scores, turn.scores, strict=True)
+            old * (_SCORE_MEMORY ** (n / partitions) if new.count.any() else 1.0) + new
+            for old, new, n in zip(scores, turn.scores, landed_buckets, strict=True)
         ]
         rows = zip(self._names, turn.scores, self.scores, turn.drifts, strict=True)
         for name, new, running, drifts in rows:

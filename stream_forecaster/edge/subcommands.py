@@ -100,7 +100,8 @@ def inspect_checkpoints(
         return 0
     out.print(console.state_table(found))
     for state in (state for state in found if "key" in state):
-        console.print_line(out, f"partition {state['partition']}, key {state['key']['key']}")
+        shown = console.harmless(state["key"]["key"])
+        console.print_line(out, f"partition {state['partition']}, key {shown}")
         out.print(console.key_table(state["key"]))
     return 0
 

@@ -133,7 +133,8 @@ class Telemetry:
         gauge = partial(Gauge, namespace=PREFIX, registry=self._registry)
         self._absolute_error = _Totals(
             f"{PREFIX}_absolute_error",
-            "Absolute errors of forecasts whose time has come.",
+            "Absolute errors of forecasts whose time has come. Of seasonal: the expert "
+            "seasonal_week, what is usual at this time of the week.",
             ["resolution", "forecaster"],
         )
         self._pinball_loss = _Totals(
@@ -200,9 +201,10 @@ class Telemetry:
             self._lag.remove(partition)
             self._watermark.remove(partition)
 
-    def hop(self, seconds: float) -> None:
-        """Observe one hop's computation."""
-        self._hop.observe(seconds)
+    def hops(self, n: int, seconds: float) -> None:
+        """Observe the computation of `n` hops that took `seconds` together, each for as long."""
+        for _ in range(n):  # the library has no observation with a weight
+            self._hop.observe(seconds / n)
 
     def event_to_forecast(self, seconds: float) -> None:
         """Observe, at a forecast's commit, the age of the record that made it due."""

@@ -245,6 +245,9 @@ def read_topic(
 ) -> Generator[StoredRecord, None, None]:
     """The committed records of a topic, in order within each partition; joins no group.
 
+    To the end that was found, it waits for a broker only as long as for any other answer. A
+    follower waits for ever, as long as a quiet topic may be quiet.
+
     Args:
         settings: how to reach the broker.
         topic: any topic.
@@ -254,7 +257,8 @@ def read_topic(
         begin: these partitions only, from these offsets on, or from what is left after them.
 
     Raises:
-        Unavailable, TransportError: no broker, no such topic or partition, or it refuses.
+        Unavailable, TransportError: no broker, or it went away; no such topic or partition, or it
+            refuses.
     """
     stopping = stopping or Event()
     config = client_settings(settings.kafka) | {
@@ -277,12 +281,44 @@ def read_topic(
             consumer.seek(TopicPartition(topic, partition), offset)
         end = consumer.end_offsets(tps, timeout_ms=CALL_TIMEOUT_MS)
         behind = set() if start == "latest" else {tp for tp in tps if end[tp] > 0}
+        patience = _Patience(settings)
         while (follow or behind) and not stopping.is_set():
             for tp, records in consumer.poll(timeout_ms=200).items():
                 yield from (
                     _stored(record) for record in records if follow or record.offset < end[tp]
                 )
-            behind = {tp for tp in behind if (consumer.position(tp, timeout_ms=0) or 0) < end[tp]}
+            reached = {tp: consumer.position(tp, timeout_ms=0) or 0 for tp in behind}
+            behind = {tp for tp in behind if reached[tp] < end[tp]}
+            if behind and not follow:
+                patience.spend(reached)  # not in the midst of it: whoever reads may take their time
+
+
+class _Patience:
+    """With a broker that has answered and now says nothing: the client waits and raises nothing.
+
+    A stretch of nothing but aborted transactions has no records, but it moves positions.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._address = settings.kafka.bootstrap_servers
+        longest_ms = settings.kafka.give_up_after_ms or CALL_TIMEOUT_MS
+        self._longest_s = min(CALL_TIMEOUT_MS, longest_ms) / 1_000
+        self._reached: dict[TopicPartition, int] = {}
+        self._since_s = time.monotonic()
+
+    def spend(self, reached: dict[TopicPartition, int]) -> None:
+        """Look at where reading has come to.
+
+        Raises:
+            Unavailable: it has stood there for too long.
+        """
+        if reached != self._reached:
+            self._reached, self._since_s = reached, time.monotonic()
+        elif time.monotonic() - self._since_s >= self._longest_s:
+            raise Unavailable(
+                f"Kafka at {self._address} has gone quiet before the end of the topic: nothing for "
+                f"{self._longest_s:g} s; try again when it is back (stream-forecaster check)"
+            )
 
 
 class EventWriter:

@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from stream_forecaster import weights
 from stream_forecaster.config import without_passwords
-from stream_forecaster.errors import StoreUnusable
+from stream_forecaster.errors import ConfigError, StoreUnusable, StreamForecasterError
 from stream_forecaster.weights import Weights
 
 
@@ -37,9 +37,9 @@ def require_writable(url: str) -> None:
     """Make sure, before hours of training, that there is a folder to write to.
 
     Raises:
-        StoreUnusable: no driver knows `url`, or nothing can be written to its folder.
+        ConfigError: no driver knows `url`, or nothing can be written to its folder.
     """
-    with _explained(url):
+    with _explained(url, ConfigError):
         fs, path = fsspec.core.url_to_fs(url)
         if isinstance(fs, LocalFileSystem):
             folder = Path(path).parent
@@ -70,8 +70,8 @@ def write_weights(url: str, found: Weights) -> None:
 
 
 @contextmanager
-def _explained(url: str) -> Iterator[None]:
+def _explained(url: str, kind: type[StreamForecasterError] = StoreUnusable) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
-        raise StoreUnusable(f"cannot write {without_passwords(url)}: {error}") from None
+        raise kind(f"cannot write {without_passwords(url)}: {error}") from None

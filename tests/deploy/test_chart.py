@@ -20,6 +20,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 LEAST = {"kafka": {"bootstrapServers": "kafka-0:9092,kafka-1:9092"}}
 EVERYTHING = {
     **LEAST,
+    "state": {"volume": {"accessMode": "ReadWriteMany"}},
     "topics": {"create": True, "partitions": 8},
     "settings": '[input]\nkey = []\n\n[kafka]\nsecurity_protocol = "SASL_SSL"\n'
     'sasl_mechanism = "SCRAM-SHA-512"\nsasl_plain_username = "forecaster"\n',
@@ -97,10 +98,8 @@ def test_lint_has_nothing_to_say(values: dict[str, Any]) -> None:
         ({"kafka": {"bootstrapServers": "kafka"}}, "does not match pattern"),
         ({**LEAST, "replica": 2}, "replica"),
         ({**LEAST, "autoscaling": {"minReplicas": 0}}, "minReplicas"),
-        (
-            {**LEAST, "replicas": 2, "state": {"volume": {"accessMode": "ReadWriteOnce"}}},
-            "share their checkpoints",
-        ),
+        ({**LEAST, "replicas": 2}, "share their checkpoints"),
+        ({**LEAST, "autoscaling": {"enabled": True}}, "share their checkpoints"),
     ],
 )
 def test_values_that_cannot_work_are_refused(values: dict[str, Any], complaint: str) -> None:
@@ -179,6 +178,12 @@ def test_topics_are_made_before_it_starts_when_asked_for(
     assert first["args"][-1] == "--partitions=8"
     shown = CliRunner().invoke(app, [*first["args"], "--help"])
     assert shown.exit_code == 0, shown.output
+
+
+def test_one_process_asks_for_a_volume_that_every_cluster_has(least: Objects) -> None:
+    """Few have storage that several nodes write to."""
+    assert least["StatefulSet"]["spec"]["replicas"] == 1
+    assert least["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOnce"]
 
 
 def test_an_object_store_needs_no_volume() -> None:

@@ -73,6 +73,16 @@ def test_what_is_no_forecast_is_left_out() -> None:
     assert rows(table) == ["0"]
 
 
+def test_a_key_does_not_command_the_terminal() -> None:
+    """Whoever sends events chooses keys; escape sequences in them are spelled out."""
+    table, record = console.ForecastTable(), published()[0]
+    value = json.loads(record.value or b"") | {"key": "\x1b]0;owned\x07ann\x9b2J"}
+
+    table.hear(replace(record, value=json.dumps(value).encode()))
+
+    assert "\\x1b]0;owned\\x07ann\\x9b2J" in printed(table.render(1))
+
+
 def test_a_tombstone_is_a_line_of_json() -> None:
     """It says which key was forgotten, and when."""
     record = StoredRecord("out", 0, 1, 0, b"a\xff", None, (("ce_time", b"2026-01-01T00:00:00Z"),))

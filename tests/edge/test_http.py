@@ -11,8 +11,8 @@ from threading import Event
 import pytest
 from structlog.testing import capture_logs
 
-from stream_forecaster.config import Http
-from stream_forecaster.edge.http import Health, HttpServer
+from stream_forecaster.config import Http, Kafka
+from stream_forecaster.edge.http import Health, HttpServer, stalled_after_s
 from stream_forecaster.errors import ConfigError
 
 ANYWHERE = Http(host="127.0.0.1", port=0)
@@ -92,6 +92,12 @@ def test_liveness_is_the_age_of_the_heartbeat(
 
     assert response.status == status
     assert json.loads(body)["ok"] is (status == 200)
+
+
+@pytest.mark.parametrize(("interval", "seconds"), [("5m", 300.0), ("30s", STALLED_AFTER_S)])
+def test_a_turn_may_take_as_long_as_the_group_allows(interval: str, seconds: float) -> None:
+    """A recovery of many partitions is one turn; whoever is killed in it begins it anew."""
+    assert stalled_after_s(Kafka(max_poll_interval=interval)) == seconds
 
 
 def test_liveness_ignores_everything_else(server: HttpServer, clock: _Clock) -> None:

@@ -77,7 +77,7 @@ def _exercise(telemetry: Telemetry) -> None:
     telemetry.forecasts("pool", 3)
     telemetry.lag({0: 7, 1: 0})
     telemetry.watermark(0, 1_500)
-    telemetry.hop(0.02)
+    telemetry.hops(1, 0.02)
     telemetry.event_to_forecast(70.0)
     telemetry.commit("committed", 0.03)
     telemetry.rebalance()
@@ -293,3 +293,18 @@ def test_two_of_a_kind_do_not_share_numbers() -> None:
 def test_the_process_itself_is_measured(telemetry: Telemetry) -> None:
     """Memory and file descriptors come with the metrics."""
     assert b"process_resident_memory_bytes" in telemetry.exposition()[1]
+
+
+def test_every_hop_of_a_turn_counts(telemetry: Telemetry, registry: CollectorRegistry) -> None:
+    """A hundred slow ones in a backlog are not one; a turn without any is none."""
+    telemetry.hops(100, 200.0)
+    telemetry.hops(0, 1.0)
+    telemetry.hops(1, 0.002)
+
+    def count(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"streamforecaster_hop_seconds_{name}", labels)
+
+    assert count("count") == 101
+    assert count("bucket", le="1.0") == 1
+    assert count("bucket", le="2.5") == 101
+    assert count("sum") == pytest.approx(200.002)

@@ -1,10 +1,12 @@
 import itertools
+import time
 
 import pytest
 from brokers import Served, free_port, unique
 from kafka import KafkaProducer
 from pipelines import pipeline, settings_on, write_events
 
+from stream_forecaster.edge.broker import Broker
 from stream_forecaster.edge.topics import (
     EventWriter,
     create_topics,
@@ -163,3 +165,19 @@ def test_reading_no_topic_says_so(broker: Served) -> None:
 
     with pytest.raises(TransportError, match="no topic 'nothing-here'"):
         list(read_topic(settings, "nothing-here"))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_broker_that_goes_away_ends_the_reading() -> None:
+    """In the middle, with more to come than was fetched; one who reads slowly goes on."""
+    with Broker() as broker:
+        settings = settings_on(broker.bootstrap, give_up_after="1s")
+        create_topics(settings, 1)
+        with EventWriter(settings) as writer:
+            writer.write((None, bytes(200_000), None) for _ in range(40))
+        records = read_topic(settings, settings.input.topic)
+        for record in itertools.islice(records, 12):
+            time.sleep(1.2 if record.offset == 10 else 0)
+
+    with pytest.raises(Unavailable, match="gone quiet before the end"):
+        list(records)

@@ -12,7 +12,7 @@ from stream_forecaster.edge.weights_file import (
     require_writable,
     write_weights,
 )
-from stream_forecaster.errors import StoreUnusable, WeightsMismatch
+from stream_forecaster.errors import ConfigError, StoreUnusable, WeightsMismatch
 from stream_forecaster.weights import shipped
 
 
@@ -77,10 +77,10 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_what_could_not_be_written_is_known_before(tmp_path: Path) -> None:
-    """A folder in the way, one that is missing, a driver that nobody has."""
+    """A folder in the way, one that is missing, a driver that nobody has: wrong usage, exit 2."""
     require_writable(str(tmp_path / "w.safetensors"))
     for url in (f"{tmp_path}", f"{tmp_path}/no/such/w.safetensors", "nosuchscheme://host/w"):
-        with pytest.raises(StoreUnusable, match=f"cannot write {url}"):
+        with pytest.raises(ConfigError, match=f"cannot write {url}"):
             require_writable(url)
     assert not list(tmp_path.iterdir())
 
