@@ -110,16 +110,16 @@ class Showing:
     def turn(self, held: Mapping[int, Held]) -> None:
         """Answer who has waited longest, if it is time to, and no more than there is time for."""
         asked = self._viewers.asked()
+        for old in self._answered_s.keys() - asked.keys():
+            for of in (self._answered_s, self._past_of, self._scans):
+                of.pop(old, None)
+            self._failed.discard(old)
         if not asked:
             return
         now_s = self._now_s()
         rest_s = (now_s - self._rested_s) * _SHARE
         if rest_s * _SOONER < self._spent_s:
             return
-        for old in self._answered_s.keys() - asked.keys():
-            for of in (self._answered_s, self._past_of, self._scans):
-                of.pop(old, None)
-            self._failed.discard(old)
         due = [
             question
             for question, answers in asked.items()
@@ -145,6 +145,7 @@ class Showing:
         try:
             answer = self._answer(question, held, is_new=is_new)
         except Exception as error:  # noqa: BLE001  (rule 4)
+            self._scans.pop(question, None)  # a generator that raised never goes on
             if question not in self._failed:
                 self._failed.add(question)
                 # Not the traceback: its values may be a key.

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from sites import START_MS, population
 from structlog.testing import LogCapture
 
-from stream_forecaster import checkpoint
+from stream_forecaster import checkpoint, views
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.edge.memory import MemoryLog, MemoryRecord, MemoryStore, MemoryTransport
 from stream_forecaster.edge.saver import at_once
@@ -281,6 +281,39 @@ def test_a_search_goes_on_where_it_left_off(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert turns > 5
     assert json.loads(found[0][1])["found"] == 1
+
+
+def test_who_leaves_in_the_middle_of_a_search_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A search holds the shards that it goes through, which may be lost meanwhile."""
+    monkeypatch.setattr("stream_forecaster.showing._SCANNED", 2)
+    process = drained()
+    with process.viewers.watching([Question("keys", search="0019")]) as watch:
+        process.per_look = 0.03
+        process.step(60.0)
+        assert not watch.news(0)
+        assert process.service._showing._scans
+
+    process.step()
+
+    assert not process.service._showing._scans
+
+
+def test_a_search_that_failed_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One failure is not for ever."""
+    process, matching = drained(), views.matching
+
+    def fail(*_: object) -> None:
+        monkeypatch.setattr(views, "matching", matching)
+        raise ValueError
+
+    monkeypatch.setattr(views, "matching", fail)
+
+    assert process.ask(Question("keys", search="0019"))["found"] == 1
+    assert [e["error"] for e in process.said.entries if e["event"] == "showing_failed"] == [
+        "ValueError"
+    ]
 
 
 @pytest.mark.parametrize(("order", "first"), [("newest", "late-comer"), ("active", "loud")])
