@@ -1,6 +1,7 @@
 """What viewers are told, and what that costs and changes: nothing."""
 
 import json
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -19,6 +20,7 @@ from stream_forecaster.edge.saver import at_once
 from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.edge.viewers import Question, Subject, Viewers, key_id
 from stream_forecaster.edge.world import World
+from stream_forecaster.lookback import Lookback
 from stream_forecaster.service import Service
 
 _MINUTE_MS = 60_000
@@ -314,6 +316,20 @@ def test_a_search_that_failed_begins_anew(monkeypatch: pytest.MonkeyPatch) -> No
     assert [e["error"] for e in process.said.entries if e["event"] == "showing_failed"] == [
         "ValueError"
     ]
+
+
+def test_what_is_kept_of_a_key_is_not_what_expired_beside_it() -> None:
+    """Else every look at it would encode the tombstones of all the others."""
+    process, lookback = drained(), Lookback()
+    key = process.shard.table.key(3)
+    said = views.stated(settings(), process.shard, np.array([3]))
+    lookback.follow([key])
+
+    lookback.hear(replace(said, expired=(b"gone", b"gone too")))
+
+    kept = lookback.newest(key)
+    assert kept is not None
+    assert (kept.keys, kept.expired) == ((key,), ())
 
 
 @pytest.mark.parametrize(("order", "first"), [("newest", "late-comer"), ("active", "loud")])
