@@ -168,6 +168,21 @@ def test_what_is_new_is_answered_sooner() -> None:
             assert not watch.news(0)
 
 
+def test_who_always_asks_something_new_gets_no_more() -> None:
+    """What is answered sooner is lent, and paid back."""
+    process = drained()
+    process.step(60.0)
+    process.per_look = 0.05
+    answered, lasted_s = 0, 1_000.0
+    for number in range(int(lasted_s / 0.5)):
+        with process.viewers.watching([Question("key", b"%d" % number)]) as watch:
+            process.step(0.5)
+            answered += len(watch.news(0))
+    cost_s = 2 * process.per_look
+
+    assert 0.8 * 0.02 * lasted_s < answered * cost_s < 1.2 * 0.02 * lasted_s
+
+
 def test_no_question_starves() -> None:
     """Where there is time for one answer only, each has its turn."""
     process = drained()
@@ -254,6 +269,22 @@ def test_forecasts_follow_the_schema_and_survive_a_death() -> None:
     )
     for said in before:
         jsonschema.validate(said, schema)
+
+
+def test_there_are_no_more_forecasts_where_there_are_more_partitions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The most active keys of all together, whichever partition has them."""
+    monkeypatch.setattr("stream_forecaster.showing._FORECASTS", 5)
+    records, end_ms = busy().partitions[0], START_MS + 40 * _MINUTE_MS
+    loud = [record(f"loud-{i}", end_ms) for i in range(3) for _ in range(200)]
+    process = drained(MemoryLog({0: records, 1: records[:-1] + loud}))
+
+    said = process.ask(Question("forecasts"))
+
+    assert len(said) == 5
+    assert {f"loud-{i}" for i in range(3)} <= {of["key"] for of in said}
+    assert {of["source"]["partition"] for of in said} <= {0, 1}
 
 
 @pytest.mark.parametrize(
