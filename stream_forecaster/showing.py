@@ -288,6 +288,7 @@ class Showing:
                 "search": question.search,
                 "total": sum(shard.keys for shard in shards),
                 "found": len(ranked) if question.search else None,
+                "bands": views.bands(self._settings),
                 "rows": [rows[i, slot] for _, i, slot in first],
             }
         )
@@ -313,6 +314,7 @@ class Showing:
                 "seen_ms": int(shard.table["last_seen_ms"][slot]),
                 "published": published is not None,
                 "forecast": orjson.Fragment(message.value or b"null"),
+                "bands": views.bands(self._settings),
                 "windows": views.windows(shard, slot),
             }
         )

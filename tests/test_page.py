@@ -1,6 +1,7 @@
 """The live page in a real browser: headless Chromium, as Debian has it."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -186,6 +187,62 @@ def test_earlier_fans_are_held_against_what_came_true(browser: Browser, site: Si
         for _ in range(5):
             page.keyboard.press("ArrowLeft")
         visit.see(output, "came true inside 80 %")
+        assert visit.wrong == []
+
+
+@pytest.mark.parametrize(
+    ("quantiles", "intervals", "fared", "hint"),
+    [
+        ([0.5], [], r"^as issued .* [1-9]\d* came true$", r"^next [\d.,]+$"),
+        (
+            [0.05, 0.5, 0.95],
+            ["90 %"],
+            r"\d+ of \d+ came true inside 90 %$",
+            r"^next \S+, 90 % between",
+        ),
+    ],
+)
+def test_other_quantiles_are_shown_as_what_they_are(
+    browser: Browser, quantiles: list[float], intervals: list[str], fared: str, hint: str
+) -> None:
+    """Every interval has its own name; where there is none there is the mean, and no miss."""
+    users = population(10)
+    log = users.events(START_MS, START_MS + 40 * _MINUTE_MS)
+    with Site(settings(quantiles=quantiles), log) as site, _visit(browser, site.url) as visit:
+        page = visit.page
+        site.wait_until_read()
+        page.locator("#keys a").first.click()
+        visit.see("#key-note", "events")
+        for _ in range(4):  # from now on there are fans to look back at
+            begin_ms = site.end_ms
+            site.write(users.events(begin_ms, begin_ms + 2 * _MINUTE_MS))
+            site.wait_until_read()
+            time.sleep(0.1)
+        chart = page.locator("#charts > section:first-child")
+        slider = chart.locator("input[type=range]")
+        expect(slider).to_be_visible()
+        assert visit.painted("#charts canvas")
+        assert chart.locator(".legend li").all_text_contents() == [
+            "forecast",
+            *intervals,
+            "came true",
+            *(f"outside {interval}" for interval in intervals),
+            "moving average",
+        ]
+        label = chart.locator(".plot").get_attribute("aria-label") or ""
+        assert re.findall(r"[\d.]+ %", label) == intervals
+
+        plot = chart.locator(".u-over").bounding_box()
+        assert plot is not None
+        page.mouse.move(plot["x"] + 0.9 * plot["width"], plot["y"] + 40)
+        tip = chart.locator(".tip")
+        expect(tip).to_contain_text(re.compile(r"forecast  [\d.,]+"))
+        assert re.findall(r"([\d.]+ %)  \S+ to \S", tip.text_content() or "") == intervals
+
+        slider.focus()
+        page.keyboard.press("Home")
+        expect(chart.locator("output")).to_have_text(re.compile(fared))
+        expect(page.locator("#keys a .next").first).to_have_attribute("title", re.compile(hint))
         assert visit.wrong == []
 
 

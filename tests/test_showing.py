@@ -27,12 +27,12 @@ _MINUTE_MS = 60_000
 _ALL: tuple[Subject, ...] = ("overview", "keys", "key", "past", "forecasts")
 
 
-def settings(*, network: bool = False) -> Settings:
+def settings(*, network: bool = False, **output: object) -> Settings:
     """Every hop is published, so that what stands is what was said at the newest one."""
     return parse(
         {
             "kafka": {"group_id": "shop", "commit_interval": "0s"},
-            "output": {"publish": "every_hop"},
+            "output": {"publish": "every_hop"} | output,
             "model": {"network": network},
         }
     )
@@ -236,6 +236,39 @@ def test_what_was_forecast_before_is_kept_of_keys_that_are_looked_at() -> None:
     assert np.array(minute["mean"]).shape == (len(minute["issued_ms"]), 30)
     assert [band["level"] for band in minute["bands"]] == [0.95, 0.8]
     assert len(minute["weights"][0]) == len(minute["experts"])
+
+
+@pytest.mark.parametrize(
+    ("quantiles", "levels"),
+    [
+        ([0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975], [0.95, 0.8]),
+        ([0.005, 0.025, 0.1, 0.5, 0.9, 0.975, 0.995], [0.95, 0.8]),
+        ([0.05, 0.25, 0.5, 0.75, 0.95], [0.9, 0.5]),
+        ([0.1, 0.5, 0.9], [0.8]),
+        ([0.1, 0.5], []),
+    ],
+)
+def test_the_newest_fan_the_past_ones_and_the_list_show_the_same_intervals(
+    quantiles: list[float], levels: list[float]
+) -> None:
+    """Of 95 and 80 % where there are such, else the widest; and each with the level it has."""
+    process = drained(config=settings(quantiles=quantiles))
+    key = process.shard.table.key(3)
+    process.ask(Question("key", key))
+    end_ms = process.log.partitions[0][-1].time_ms
+    process.log.partitions[0] += [record("loud", end_ms + i * _MINUTE_MS) for i in range(1, 4)]
+    process.drain()
+
+    now, past = process.ask(Question("key", key)), process.ask(Question("past", key))
+    listed = process.ask(Question("keys"))
+
+    for bands in (now["bands"], past["resolutions"][0]["bands"], listed["bands"]):
+        assert [band["level"] for band in bands] == levels
+    said = now["forecast"]["resolutions"][0]["quantiles"]
+    for band, before in zip(now["bands"], past["resolutions"][0]["bands"], strict=True):
+        assert float(band["high"]) - float(band["low"]) == pytest.approx(band["level"])
+        assert (said[band["low"]], said[band["high"]]) == (before["low"][-1], before["high"][-1])
+    assert {len(row["next"]) for row in listed["rows"]} == {3 if levels else 1}
 
 
 def test_the_past_is_told_once_for_each_forecast() -> None:

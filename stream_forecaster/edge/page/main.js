@@ -1,7 +1,7 @@
 // The page: which view, what it needs to know, and how the connection is.
 
 import { hearDemo } from "./demo.js";
-import { Fan, legend } from "./fan.js";
+import { Fan } from "./fan.js";
 import { forgetKey, hearPast, showHero, showKey } from "./key.js";
 import { first, showKeys, wireKeys } from "./keys.js";
 import { showOverview } from "./overview.js";
@@ -21,8 +21,7 @@ let heardMs = 0;
 let restartedMs = -Infinity;
 let empty = false;
 
-const heroChart = new Fan($("#hero"), { height: 260, title: false });
-$(".hero .legend").replaceWith(legend());
+const heroChart = new Fan($("#hero"), { height: 260, title: false, legend: $(".hero .legend") });
 
 const stream = new Stream(
   {
