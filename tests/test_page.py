@@ -5,14 +5,15 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 from sites import START_MS, Site, population, settings
 
-from stream_forecaster.edge.viewers import key_id
+from stream_forecaster.demo_page import DemoPage
+from stream_forecaster.edge.viewers import MOST_VIEWERS, Question, key_id
 from stream_forecaster.synth import SyntheticEvent
 
 _CHROMIUM = next(
@@ -125,6 +126,13 @@ def _visit(
         yield visit
     finally:
         context.close()
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    give_up_s = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < give_up_s
+        time.sleep(0.1)
 
 
 def _of(site: Site, key: str) -> str:
@@ -360,12 +368,34 @@ def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser, site: Site) 
         visit.see("#status", "live")
         visit.page.evaluate(hide, True)  # noqa: FBT003  (what the script is called with)
         visit.see("#status", "paused")
-        give_up_s = time.monotonic() + 20
-        while site._viewers.asked():
-            assert time.monotonic() < give_up_s
-            time.sleep(0.1)
+        _until(lambda: not site._viewers.asked())
         visit.page.evaluate(hide, False)  # noqa: FBT003
         visit.see("#status", "live")
+
+
+@pytest.mark.parametrize("in_demo", [False, True])
+def test_one_page_too_many_says_so_until_there_is_room(
+    browser: Browser, site: Site, *, in_demo: bool
+) -> None:
+    """Not that the connection is lost, nor, in the demo, that the worker is gone."""
+    demo = DemoPage({}, lambda: int(site.url.rstrip("/").rpartition(":")[2]))
+    _until(lambda: not site._viewers.asked())  # those of the test before have left
+    with closing(demo), ExitStack() as others:
+        for _ in range(MOST_VIEWERS):
+            others.enter_context(site._viewers.watching([Question("overview")]))
+        with _visit(browser, demo.url if in_demo else site.url) as visit:
+            visit.see("#banner", "Too many pages are open: close one")
+            visit.page.evaluate(
+                """() => { const banner = document.querySelector("#banner"); window.said = [];
+                new MutationObserver(() => window.said.push(banner.textContent))
+                    .observe(banner, { childList: true, subtree: true, attributes: true }); }"""
+            )
+            visit.page.wait_for_timeout(3_000)
+            assert visit.script("window.said") == []
+            visit.see("#status", "too many pages")
+            others.close()
+            visit.see("#status", "live")
+            expect(visit.page.locator("#banner")).to_be_hidden()
 
 
 def test_first_paint_comes_within_a_second(browser: Browser, site: Site) -> None:

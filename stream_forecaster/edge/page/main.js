@@ -57,10 +57,6 @@ const stream = new Stream(
       tell();
     },
     demo: (answer) => hearDemo(answer, () => key ?? hero.id),
-    full() {
-      health = { ok: false, checks: { viewers: { ok: false, detail: "too many pages are open; close one" } } };
-      tell();
-    },
   },
   (now) => {
     state = now;
@@ -110,6 +106,7 @@ function tell() {
   const failing = health && !health.ok && Object.values(health.checks).find((check) => !check.ok);
   let word = "live", sentence = "", calm = true;
   if (state === "lost") [word, sentence, calm] = ["lost", `Connection lost${heardMs ? `: what you see is from ${time(heardMs, "clock")}` : ""}. Trying again …`, false];
+  else if (state === "full") [word, sentence] = ["full", "Too many pages are open: close one. Trying again …"];
   else if (state !== "live") word = state;
   else if (worker === "down") [word, sentence, calm] = ["down", "The worker is gone. Another one is starting, and will go on from its checkpoint …", false];
   else if (failing) [word, sentence] = ["waiting", `Not ready: ${failing.detail}.`];
@@ -117,7 +114,7 @@ function tell() {
   else if (Date.now() - restartedMs < RESTART_TOLD_MS) sentence = "The worker has restarted: state restored, forecasts go on.";
   const status = $("#status");
   status.dataset.is = word;
-  write(status.lastElementChild, { lost: "connection lost", down: "worker restarting" }[word] ?? word);
+  write(status.lastElementChild, { lost: "connection lost", down: "worker restarting", full: "too many pages" }[word] ?? word);
   const banner = $("#banner");
   banner.hidden = !sentence;
   banner.dataset.is = calm ? "calm" : "bad";
