@@ -27,6 +27,7 @@ from stream_forecaster.edge.viewers import Question, Subject, key_id
 from stream_forecaster.edge.world import World
 from stream_forecaster.forecasts import Encoder
 from stream_forecaster.lookback import Lookback
+from stream_forecaster.records import as_text
 from stream_forecaster.shard import Shard, Turn
 
 _EVERY_S: Mapping[Subject, float] = {
@@ -295,7 +296,7 @@ class Showing:
 
     def _key(self, key: bytes, shards: Sequence[Shard]) -> bytes:
         self._lookback.follow([key])
-        identity = {"id": key_id(key), "key": views.text(key)}
+        identity = {"id": key_id(key), "key": as_text(key)}
         # Producers that do not partition by it may have it in several: shown is where most came.
         known = [(shard, s) for shard in shards if (s := shard.table.slot(key)) is not None]
         if not known:

@@ -15,25 +15,19 @@ from numpy.typing import NDArray
 from stream_forecaster import labels
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.viewers import Order, key_id
-from stream_forecaster.forecasts import Forecast, Intent, five_digits
+from stream_forecaster.forecasts import MOST, Forecast, Intent, five_digits
 from stream_forecaster.lookback import Issue
 from stream_forecaster.pool import Pool
+from stream_forecaster.records import as_text
 from stream_forecaster.scoring import NAIVE, PUBLISHED, Score, central_intervals
 from stream_forecaster.shard import COLD_BUCKETS, Shard
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-_MOST_SURPRISE = 100.0
-"""As the messages bound it."""
 _SPARK_BUCKETS = 30
 _BANDS, _PREFERRED = 2, (0.95, 0.8)
 """Central intervals that are drawn: so many, these where there are such, else the widest."""
-
-
-def text(key: bytes) -> str:
-    """A key as the messages spell it."""
-    return key.decode("utf-8", "backslashreplace")
 
 
 def _numbers(values: Float64) -> Float64:
@@ -109,14 +103,14 @@ def rows(settings: Settings, shard: Shard, slots: Int64) -> Iterator[dict[str, A
     said = pool.statement(pool.think(slots, np.array([1])))
     inner = [q for _, low, high in _bands(settings.output.quantiles)[-1:] for q in (low, high)]
     following = _numbers(np.column_stack((said.mean[:, 0], said.quantiles[:, 0, inner]))).tolist()
-    surprise = _numbers(np.clip(pool.surprise(slots), -_MOST_SURPRISE, _MOST_SURPRISE)).tolist()
+    surprise = _numbers(np.clip(pool.surprise(slots), -MOST, MOST)).tolist()
     spark = _numbers(window.values(slots, min(_SPARK_BUCKETS, window.context)))
     cold = (window.age(slots) < COLD_BUCKETS).tolist()
     for i, slot in enumerate(slots.tolist()):
         key = shard.table.key(slot)
         yield {
             "id": key_id(key),
-            "key": text(key),
+            "key": as_text(key),
             "cold_start": cold[i],
             "surprise": surprise[i],
             "next": following[i],

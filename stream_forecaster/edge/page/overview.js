@@ -91,7 +91,7 @@ function gauges(place, coverage) {
   });
 }
 
-export function bars(place, values, top) {
+function bars(place, values, top) {
   while (place.children.length < values.length) place.append(make("div", "bar", make("span"), make("div", "track", make("i")), make("b")));
   [...place.children].forEach((bar, i) => {
     bar.hidden = i >= values.length;
@@ -131,5 +131,4 @@ function showRejects(rejects) {
     place.children[i].classList.add("fresh");
   });
   refused = rejects;
-  if (!reasons.length && !place.children.length) place.append();
 }
