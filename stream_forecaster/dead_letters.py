@@ -23,7 +23,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from stream_forecaster.events import Reject
-from stream_forecaster.records import Headers, Message
+from stream_forecaster.records import Headers, Message, as_text
 
 REPLAYS = "stream_forecaster.replays"
 _REASON = "__streams.errors.exception"
@@ -146,7 +146,7 @@ def _with_values(headers: Headers) -> tuple[tuple[str, bytes], ...]:
 
 
 def _text(data: bytes | None) -> str:
-    return (data or b"").decode("utf-8", "backslashreplace")
+    return as_text(data or b"")
 
 
 def _number(data: bytes | None) -> int | None:

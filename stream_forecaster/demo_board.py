@@ -139,7 +139,8 @@ class Board:
         True in the end, if nothing was lost or done twice; not on the way there.
         """
         readings = self.readings
-        return readings.seen == self.sent and readings.forecasts == self.forecasts
+        same = readings.seen == self.sent and readings.forecasts == self.forecasts
+        return same and not self.twice
 
     def hear_sent(self, events: Sequence[SyntheticEvent]) -> None:
         """Note events that the broker has."""

@@ -46,7 +46,7 @@ class Trials:
         """By name."""
         return {
             "burst": Action("Burst", f"{_BURST} events of this key at once", self._burst),
-            "late": Action("20 minutes late", f"{_LATE} events from {20} minutes ago", self._late),
+            "late": Action("20 minutes late", f"{_LATE} events from 20 minutes ago", self._late),
             "future": Action("One from 2031", "an event whose clock is years ahead", self._future),
             "garbage": Action("Malformed bytes", "records that are no events", self._garbage),
             "kill": Action("kill -9 the worker", "and watch it come back", self._kill),

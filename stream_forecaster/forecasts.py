@@ -26,7 +26,7 @@ from stream_forecaster.events import Reject
 from stream_forecaster.json_rows import DECIMALS, WHOLE, Rows
 from stream_forecaster.lstm import ABSOLUTE
 from stream_forecaster.pool import Paths
-from stream_forecaster.records import Message
+from stream_forecaster.records import Message, as_text
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -36,7 +36,7 @@ SCHEMA = "forecast/1"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://stream-forecaster/forecast")
 _NOTHING = 1e-9
 """A level that is none. One event in a month of minutes is 2e-5."""
-_MOST = 100.0
+MOST = 100.0
 """Momentum and surprise are features: one absurd number must not decide a ranking."""
 _LARGEST_EXPONENT = 300
 _EXPONENT = np.arange(-_LARGEST_EXPONENT, _LARGEST_EXPONENT + 1)
@@ -166,7 +166,7 @@ class Intent:
         long = np.where(np.isnan(long), fine.moving_average, long)
         long = np.where(np.isnan(long), short, long)
         momentum = (short - long) / np.maximum(np.abs(long), _NOTHING)
-        return cls(short, long, np.clip(momentum, -_MOST, _MOST), np.clip(surprise, -_MOST, _MOST))
+        return cls(short, long, np.clip(momentum, -MOST, MOST), np.clip(surprise, -MOST, MOST))
 
 
 class Encoder:
@@ -191,7 +191,7 @@ class Encoder:
         """A tombstone. It belongs to a place in the log, not to an event time, and has none."""
         identify = self._identities(forgotten.partition, f"{forgotten.why} at {forgotten.offset}")
         kind = self._kind(f"forecast.{forgotten.why}.v1")
-        headers = _headers(kind, identify(forgotten.key), _text(forgotten.key))
+        headers = _headers(kind, identify(forgotten.key), as_text(forgotten.key))
         return Message(self._topics[1], forgotten.key, None, headers)
 
     def forecast(self, forecast: Forecast) -> Iterator[Message]:
@@ -201,8 +201,8 @@ class Encoder:
         time, topic = (("ce_time", issued_at.encode()),), self._topics[1]
         kind = self._kind("forecast.expired.v1")
         for key in forecast.expired:
-            yield Message(topic, key, None, _headers(kind, identify(key), _text(key), time))
-        texts = list(map(_text, forecast.keys))
+            yield Message(topic, key, None, _headers(kind, identify(key), as_text(key), time))
+        texts = list(map(as_text, forecast.keys))
         identities = list(map(identify, forecast.keys))
         begin = f'{{"schema":"{SCHEMA}","id":"'.encode()
         then = f'","pipeline":{_json(self._pipeline)},"key":'.encode()
@@ -289,10 +289,6 @@ class Encoder:
         for m, expert in enumerate(paths.experts):
             rows.numbers(f",{_json(expert)}:", weights + m)
         rows.text("}}")
-
-
-def _text(key: bytes) -> str:
-    return key.decode("utf-8", "backslashreplace")
 
 
 def _json(text: str) -> str:

@@ -8,7 +8,7 @@ back for people: it is not in a checkpoint, and a process begins without it.
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,7 +53,8 @@ class Lookback:
             self.forget(key)
         rows = [row for row, key in enumerate(forecast.keys) if key in self._followed]
         for row in rows:
-            self._keep(forecast.take(np.array([row], np.int64)))
+            # Not the keys that expired: that can be all there were, and has nothing to do with it.
+            self._keep(replace(forecast.take(np.array([row], np.int64)), expired=()))
 
     def forget(self, key: bytes) -> None:
         """A key that was forgotten is not known here either; nothing happens if it was not."""

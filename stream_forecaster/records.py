@@ -22,6 +22,15 @@ Headers = tuple[tuple[str, bytes | None], ...]
 """A record's headers, in order; names may repeat, and a value may be null."""
 
 
+def as_text(data: bytes) -> str:
+    r"""A key, or whatever else came as bytes, as text: what is not UTF-8 is spelled out.
+
+    >>> as_text("鍵".encode()), as_text(b"\xff")
+    ('鍵', '\\xff')
+    """
+    return data.decode("utf-8", "backslashreplace")
+
+
 class BytesColumn(Sequence[bytes | None]):
     """Byte strings of one buffer as a column (N,), null among them.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stream_forecaster import __version__, labels
 from stream_forecaster.accuracy import spelled
 from stream_forecaster.config import redacted
+from stream_forecaster.records import as_text
 from stream_forecaster.report_contents import Contents, Portrait, Series
 from stream_forecaster.report_plots import Plot, time_ticks
 from stream_forecaster.scoring import NAIVE, PUBLISHED, Score, central_intervals
@@ -105,7 +106,7 @@ def _card(step_ms: int, score: Score) -> str:
 
 def _portrait(contents: Contents, portrait: Portrait) -> str:
     plots = _each(_fans(contents, series) for series in portrait.series if series.fans)
-    key = shown(portrait.key.decode("utf-8", "backslashreplace"))
+    key = shown(as_text(portrait.key))
     return (
         f'<h3><bdi>{key}</bdi> <small>{portrait.why}</small></h3><div class="plots">{plots}</div>'
     )

@@ -6,7 +6,8 @@ the rules:
 1. Without a viewer nothing is looked up. Counted is always, which costs what adding costs.
 2. All viewers together get a fiftieth of a core: after answers that took c seconds of it there are
    none for 50 c. More viewers, or dearer questions, see rarer updates; the stream sees nothing. Who
-   has asked something new waits for a tenth of that: a page that opens has nothing to show yet.
+   has asked something new waits for a tenth of that: a page that opens has nothing to show yet. It
+   is lent: what is not paid back is owed on top of the next, so nothing is gained by asking anew.
 3. No look takes long: a search through a million keys goes on where it left off.
 4. A page is no reason to stop forecasting: what goes wrong here is logged, and that is all.
 """
@@ -26,6 +27,7 @@ from stream_forecaster.edge.viewers import Question, Subject, key_id
 from stream_forecaster.edge.world import World
 from stream_forecaster.forecasts import Encoder
 from stream_forecaster.lookback import Lookback
+from stream_forecaster.records import as_text
 from stream_forecaster.shard import Shard, Turn
 
 _EVERY_S: Mapping[Subject, float] = {
@@ -44,6 +46,7 @@ _SCANNED = 4096
 _NOTES = 180
 """Seconds of history on the overview."""
 _ROWS, _FORECASTS = 50, 100
+"""Keys in a list, and forecasts in an answer, of all partitions together."""
 _MOST_ACTIVE, _CHOSEN_EVERY_S = 8, 60.0
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
@@ -105,21 +108,23 @@ class Showing:
             self._restored_from.setdefault(partition, of.shard.offset)
         if now_s - self._chosen_s >= _CHOSEN_EVERY_S and self._forecasts:
             self._chosen_s = now_s
-            self._lookback.follow(_most_active(_shards(held)))
+            shards = _shards(held)
+            active = _most_active(shards, _MOST_ACTIVE)
+            self._lookback.follow(shards[i].table.key(slot) for i, slot in active)
 
     def turn(self, held: Mapping[int, Held]) -> None:
         """Answer who has waited longest, if it is time to, and no more than there is time for."""
         asked = self._viewers.asked()
+        for old in self._answered_s.keys() - asked.keys():
+            for of in (self._answered_s, self._past_of, self._scans):
+                of.pop(old, None)
+            self._failed.discard(old)
         if not asked:
             return
         now_s = self._now_s()
         rest_s = (now_s - self._rested_s) * _SHARE
         if rest_s * _SOONER < self._spent_s:
             return
-        for old in self._answered_s.keys() - asked.keys():
-            for of in (self._answered_s, self._past_of, self._scans):
-                of.pop(old, None)
-            self._failed.discard(old)
         due = [
             question
             for question, answers in asked.items()
@@ -133,7 +138,8 @@ class Showing:
             if self._cpu_s() - begin_s >= _AT_ONCE_S:
                 break
         if due:
-            self._rested_s, self._spent_s = now_s, self._cpu_s() - begin_s
+            self._rested_s = now_s
+            self._spent_s = max(0.0, self._spent_s - rest_s) + self._cpu_s() - begin_s
 
     def _is_new(self, question: Question, answers: int) -> bool:
         return not answers and question not in self._failed
@@ -145,6 +151,7 @@ class Showing:
         try:
             answer = self._answer(question, held, is_new=is_new)
         except Exception as error:  # noqa: BLE001  (rule 4)
+            self._scans.pop(question, None)  # a generator that raised never goes on
             if question not in self._failed:
                 self._failed.add(question)
                 # Not the traceback: its values may be a key.
@@ -282,13 +289,14 @@ class Showing:
                 "search": question.search,
                 "total": sum(shard.keys for shard in shards),
                 "found": len(ranked) if question.search else None,
+                "bands": views.bands(self._settings),
                 "rows": [rows[i, slot] for _, i, slot in first],
             }
         )
 
     def _key(self, key: bytes, shards: Sequence[Shard]) -> bytes:
         self._lookback.follow([key])
-        identity = {"id": key_id(key), "key": views.text(key)}
+        identity = {"id": key_id(key), "key": as_text(key)}
         # Producers that do not partition by it may have it in several: shown is where most came.
         known = [(shard, s) for shard in shards if (s := shard.table.slot(key)) is not None]
         if not known:
@@ -307,6 +315,7 @@ class Showing:
                 "seen_ms": int(shard.table["last_seen_ms"][slot]),
                 "published": published is not None,
                 "forecast": orjson.Fragment(message.value or b"null"),
+                "bands": views.bands(self._settings),
                 "windows": views.windows(shard, slot),
             }
         )
@@ -327,15 +336,14 @@ class Showing:
         )
 
     def _now(self, shards: Sequence[Shard]) -> bytes:
-        """What the state says of the most active keys of each partition, as messages would."""
+        """What the state says of the most active keys, as messages would."""
+        slots_of: dict[int, list[int]] = {}
+        for i, slot in _most_active(shards, _FORECASTS):
+            slots_of.setdefault(i, []).append(slot)
         values = []
-        for shard in shards:
-            slots, _ = views.foremost(shard, "active", _FORECASTS)
-            if len(slots):
-                said = views.stated(self._settings, shard, np.sort(slots))
-                values += [
-                    orjson.Fragment(m.value or b"null") for m in self._encoder.forecast(said)
-                ]
+        for i, slots in sorted(slots_of.items()):
+            said = views.stated(self._settings, shards[i], np.array(sorted(slots)))
+            values += [orjson.Fragment(m.value or b"null") for m in self._encoder.forecast(said)]
         return _json(values)
 
 
@@ -344,19 +352,18 @@ def _shards(held: Mapping[int, Held]) -> list[Shard]:
     return [of.shard for _, of in sorted(held.items()) if of.shard.watermark_ms is not None]
 
 
-def _most_active(shards: Sequence[Shard]) -> list[bytes]:
-    """A handful of keys, of all partitions together."""
+def _most_active(shards: Sequence[Shard], most: int) -> list[tuple[int, int]]:
+    """So many at most of all partitions together: which of the shards, and the slot."""
     ranked = sorted(
         (
-            (rank, shard.table.key(slot))
-            for shard in shards
+            (-rank, i, slot)
+            for i, shard in enumerate(shards)
             for slot, rank in zip(
-                *(of.tolist() for of in views.foremost(shard, "active", _MOST_ACTIVE)), strict=True
+                *(of.tolist() for of in views.foremost(shard, "active", most)), strict=True
             )
-        ),
-        reverse=True,
+        )
     )
-    return [key for _, key in ranked[:_MOST_ACTIVE]]
+    return [(i, slot) for _, i, slot in ranked[:most]]
 
 
 def _json(value: object) -> bytes:

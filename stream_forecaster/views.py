@@ -6,7 +6,7 @@ lists, is for the page alone and may change with it. Arrays stay arrays until th
 becomes null.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,25 +15,19 @@ from numpy.typing import NDArray
 from stream_forecaster import labels
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.viewers import Order, key_id
-from stream_forecaster.forecasts import Forecast, Intent, five_digits
+from stream_forecaster.forecasts import MOST, Forecast, Intent, five_digits
 from stream_forecaster.lookback import Issue
 from stream_forecaster.pool import Pool
+from stream_forecaster.records import as_text
 from stream_forecaster.scoring import NAIVE, PUBLISHED, Score, central_intervals
 from stream_forecaster.shard import COLD_BUCKETS, Shard
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-_MOST_SURPRISE = 100.0
-"""As the messages bound it."""
 _SPARK_BUCKETS = 30
-_BANDS = 2
-"""Central intervals that are drawn: the widest ones."""
-
-
-def text(key: bytes) -> str:
-    """A key as the messages spell it."""
-    return key.decode("utf-8", "backslashreplace")
+_BANDS, _PREFERRED = 2, (0.95, 0.8)
+"""Central intervals that are drawn: so many, these where there are such, else the widest."""
 
 
 def _numbers(values: Float64) -> Float64:
@@ -100,21 +94,23 @@ def stated(settings: Settings, shard: Shard, slots: Int64) -> Forecast:
 
 
 def rows(settings: Settings, shard: Shard, slots: Int64) -> Iterator[dict[str, Any]]:
-    """Keys as a list shows them: what was, what is expected next, how unusual the newest was."""
+    """Keys as a list shows them: what was, what is expected next, how unusual the newest was.
+
+    `next` is the mean, and the two ends of the last one of `bands` if there is any.
+    """
     pool = shard.pools[0]
     window = pool.window
     said = pool.statement(pool.think(slots, np.array([1])))
-    low, high = central_intervals(settings.output.quantiles).get(0.8, (0, -1))
-    columns = (said.mean[:, 0], said.quantiles[:, 0, low], said.quantiles[:, 0, high])
-    following = _numbers(np.stack(columns, axis=1))
-    surprise = _numbers(np.clip(pool.surprise(slots), -_MOST_SURPRISE, _MOST_SURPRISE)).tolist()
+    inner = [q for _, low, high in _bands(settings.output.quantiles)[-1:] for q in (low, high)]
+    following = _numbers(np.column_stack((said.mean[:, 0], said.quantiles[:, 0, inner]))).tolist()
+    surprise = _numbers(np.clip(pool.surprise(slots), -MOST, MOST)).tolist()
     spark = _numbers(window.values(slots, min(_SPARK_BUCKETS, window.context)))
     cold = (window.age(slots) < COLD_BUCKETS).tolist()
     for i, slot in enumerate(slots.tolist()):
         key = shard.table.key(slot)
         yield {
             "id": key_id(key),
-            "key": text(key),
+            "key": as_text(key),
             "cold_start": cold[i],
             "surprise": surprise[i],
             "next": following[i],
@@ -170,10 +166,29 @@ def _past(bands: Sequence[tuple[float, int, int]], issues: Sequence[Issue]) -> d
     }
 
 
+def bands(settings: Settings) -> list[dict[str, Any]]:
+    """What is drawn of a message's quantiles: nominal coverage, and what they are called there."""
+    levels = settings.output.quantiles
+    return [
+        {"level": level, "low": str(levels[low]), "high": str(levels[high])}
+        for level, low, high in _bands(levels)
+    ]
+
+
 def _bands(levels: tuple[float, ...]) -> list[tuple[float, int, int]]:
-    """The widest central intervals: nominal coverage and columns, the widest first."""
-    widest = sorted(central_intervals(levels).items(), reverse=True)[:_BANDS]
-    return [(level, low, high) for level, (low, high) in widest]
+    """The central intervals that are drawn: nominal coverage and columns, the widest first."""
+    columns = central_intervals(levels)
+    return [(level, *columns[level]) for level in _drawn(columns)]
+
+
+def _drawn(intervals: Iterable[float]) -> list[float]:
+    """Which of these nominal coverages are drawn, the widest first.
+
+    >>> _drawn([0.99, 0.95, 0.8, 0.5]), _drawn([0.9, 0.5, 0.3]), _drawn([])
+    ([0.95, 0.8], [0.9, 0.5], [])
+    """
+    chosen = sorted(intervals, key=lambda level: (level not in _PREFERRED, -level))[:_BANDS]
+    return sorted(chosen, reverse=True)
 
 
 # -- the process -----------------------------------------------------------------------------------
@@ -198,6 +213,7 @@ def _score(score: Score) -> dict[str, Any]:
         return {"scored": 0}
     naive = score.absolute[score.forecasters.index(NAIVE)].sum()
     spoke = score.spoken.sum(axis=1)
+    coverage = score.coverage()
     errors = [
         {
             "name": name,
@@ -210,10 +226,7 @@ def _score(score: Score) -> dict[str, Any]:
     return {
         "scored": round(scored),
         "skill": score.skill(),
-        "coverage": [
-            {"level": level, "share": share}
-            for level, share in sorted(score.coverage().items(), reverse=True)[:_BANDS]
-        ],
+        "coverage": [{"level": level, "share": coverage[level]} for level in _drawn(coverage)],
         "errors": errors,
     }
 

@@ -25,9 +25,9 @@ WAITS_S = 30.0
 _TURN_S = 0.02
 
 
-def settings() -> Settings:
-    """As they come, but for the network, which takes a second to load."""
-    return parse({"kafka": {"group_id": "shop"}, "model": {"network": False}})
+def settings(**output: object) -> Settings:
+    """As they come but for `output`, and for the network, which takes a second to load."""
+    return parse({"kafka": {"group_id": "shop"}, "output": output, "model": {"network": False}})
 
 
 def population(users: int = 30) -> Population:

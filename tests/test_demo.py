@@ -253,6 +253,18 @@ def test_sums_hold_only_exactly(events: int, rejects: int, forecasts: int, *, ho
     assert board.sums_hold is holds
 
 
+def test_sums_do_not_hold_where_a_forecast_came_twice() -> None:
+    """Also where the service has counted both."""
+    board = Board([60])
+    for _ in range(2):
+        board.hear_forecast(b"steady-0007", b'{"id":"a"}', 1.0)
+
+    board.hear_metrics(Readings(0, {}, 2), 2.0)
+
+    assert board.twice == 1
+    assert not board.sums_hold
+
+
 def test_sparkline_fills_the_highest_and_empties_zero() -> None:
     """Every bar is in proportion to the highest; something is never drawn as nothing."""
     assert sparkline([0, 1, 50, 100]) == " ▁▄█"

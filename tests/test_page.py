@@ -1,17 +1,19 @@
 """The live page in a real browser: headless Chromium, as Debian has it."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 from sites import START_MS, Site, population, settings
 
-from stream_forecaster.edge.viewers import key_id
+from stream_forecaster.demo_page import DemoPage
+from stream_forecaster.edge.viewers import MOST_VIEWERS, Question, key_id
 from stream_forecaster.synth import SyntheticEvent
 
 _CHROMIUM = next(
@@ -126,6 +128,13 @@ def _visit(
         context.close()
 
 
+def _until(holds: Callable[[], bool]) -> None:
+    give_up_s = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < give_up_s
+        time.sleep(0.1)
+
+
 def _of(site: Site, key: str) -> str:
     return f"{site.url}#/key/{key_id(key.encode())}"
 
@@ -186,6 +195,62 @@ def test_earlier_fans_are_held_against_what_came_true(browser: Browser, site: Si
         for _ in range(5):
             page.keyboard.press("ArrowLeft")
         visit.see(output, "came true inside 80 %")
+        assert visit.wrong == []
+
+
+@pytest.mark.parametrize(
+    ("quantiles", "intervals", "fared", "hint"),
+    [
+        ([0.5], [], r"^as issued .* [1-9]\d* came true$", r"^next [\d.,]+$"),
+        (
+            [0.05, 0.5, 0.95],
+            ["90 %"],
+            r"\d+ of \d+ came true inside 90 %$",
+            r"^next \S+, 90 % between",
+        ),
+    ],
+)
+def test_other_quantiles_are_shown_as_what_they_are(
+    browser: Browser, quantiles: list[float], intervals: list[str], fared: str, hint: str
+) -> None:
+    """Every interval has its own name; where there is none there is the mean, and no miss."""
+    users = population(10)
+    log = users.events(START_MS, START_MS + 40 * _MINUTE_MS)
+    with Site(settings(quantiles=quantiles), log) as site, _visit(browser, site.url) as visit:
+        page = visit.page
+        site.wait_until_read()
+        page.locator("#keys a").first.click()
+        visit.see("#key-note", "events")
+        for _ in range(4):  # from now on there are fans to look back at
+            begin_ms = site.end_ms
+            site.write(users.events(begin_ms, begin_ms + 2 * _MINUTE_MS))
+            site.wait_until_read()
+            time.sleep(0.1)
+        chart = page.locator("#charts > section:first-child")
+        slider = chart.locator("input[type=range]")
+        expect(slider).to_be_visible()
+        assert visit.painted("#charts canvas")
+        assert chart.locator(".legend li").all_text_contents() == [
+            "forecast",
+            *intervals,
+            "came true",
+            *(f"outside {interval}" for interval in intervals),
+            "moving average",
+        ]
+        label = chart.locator(".plot").get_attribute("aria-label") or ""
+        assert re.findall(r"[\d.]+ %", label) == intervals
+
+        plot = chart.locator(".u-over").bounding_box()
+        assert plot is not None
+        page.mouse.move(plot["x"] + 0.9 * plot["width"], plot["y"] + 40)
+        tip = chart.locator(".tip")
+        expect(tip).to_contain_text(re.compile(r"forecast  [\d.,]+"))
+        assert re.findall(r"([\d.]+ %)  \S+ to \S", tip.text_content() or "") == intervals
+
+        slider.focus()
+        page.keyboard.press("Home")
+        expect(chart.locator("output")).to_have_text(re.compile(fared))
+        expect(page.locator("#keys a .next").first).to_have_attribute("title", re.compile(hint))
         assert visit.wrong == []
 
 
@@ -303,12 +368,34 @@ def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser, site: Site) 
         visit.see("#status", "live")
         visit.page.evaluate(hide, True)  # noqa: FBT003  (what the script is called with)
         visit.see("#status", "paused")
-        give_up_s = time.monotonic() + 20
-        while site._viewers.asked():
-            assert time.monotonic() < give_up_s
-            time.sleep(0.1)
+        _until(lambda: not site._viewers.asked())
         visit.page.evaluate(hide, False)  # noqa: FBT003
         visit.see("#status", "live")
+
+
+@pytest.mark.parametrize("in_demo", [False, True])
+def test_one_page_too_many_says_so_until_there_is_room(
+    browser: Browser, site: Site, *, in_demo: bool
+) -> None:
+    """Not that the connection is lost, nor, in the demo, that the worker is gone."""
+    demo = DemoPage({}, lambda: int(site.url.rstrip("/").rpartition(":")[2]))
+    _until(lambda: not site._viewers.asked())  # those of the test before have left
+    with closing(demo), ExitStack() as others:
+        for _ in range(MOST_VIEWERS):
+            others.enter_context(site._viewers.watching([Question("overview")]))
+        with _visit(browser, demo.url if in_demo else site.url) as visit:
+            visit.see("#banner", "Too many pages are open: close one")
+            visit.page.evaluate(
+                """() => { const banner = document.querySelector("#banner"); window.said = [];
+                new MutationObserver(() => window.said.push(banner.textContent))
+                    .observe(banner, { childList: true, subtree: true, attributes: true }); }"""
+            )
+            visit.page.wait_for_timeout(3_000)
+            assert visit.script("window.said") == []
+            visit.see("#status", "too many pages")
+            others.close()
+            visit.see("#status", "live")
+            expect(visit.page.locator("#banner")).to_be_hidden()
 
 
 def test_first_paint_comes_within_a_second(browser: Browser, site: Site) -> None:

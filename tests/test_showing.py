@@ -1,6 +1,7 @@
 """What viewers are told, and what that costs and changes: nothing."""
 
 import json
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -12,25 +13,26 @@ from prometheus_client import CollectorRegistry
 from sites import START_MS, population
 from structlog.testing import LogCapture
 
-from stream_forecaster import checkpoint
+from stream_forecaster import checkpoint, views
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.edge.memory import MemoryLog, MemoryRecord, MemoryStore, MemoryTransport
 from stream_forecaster.edge.saver import at_once
 from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.edge.viewers import Question, Subject, Viewers, key_id
 from stream_forecaster.edge.world import World
+from stream_forecaster.lookback import Lookback
 from stream_forecaster.service import Service
 
 _MINUTE_MS = 60_000
 _ALL: tuple[Subject, ...] = ("overview", "keys", "key", "past", "forecasts")
 
 
-def settings(*, network: bool = False) -> Settings:
+def settings(*, network: bool = False, **output: object) -> Settings:
     """Every hop is published, so that what stands is what was said at the newest one."""
     return parse(
         {
             "kafka": {"group_id": "shop", "commit_interval": "0s"},
-            "output": {"publish": "every_hop"},
+            "output": {"publish": "every_hop"} | output,
             "model": {"network": network},
         }
     )
@@ -166,6 +168,21 @@ def test_what_is_new_is_answered_sooner() -> None:
             assert not watch.news(0)
 
 
+def test_who_always_asks_something_new_gets_no_more() -> None:
+    """What is answered sooner is lent, and paid back."""
+    process = drained()
+    process.step(60.0)
+    process.per_look = 0.05
+    answered, lasted_s = 0, 1_000.0
+    for number in range(int(lasted_s / 0.5)):
+        with process.viewers.watching([Question("key", b"%d" % number)]) as watch:
+            process.step(0.5)
+            answered += len(watch.news(0))
+    cost_s = 2 * process.per_look
+
+    assert 0.8 * 0.02 * lasted_s < answered * cost_s < 1.2 * 0.02 * lasted_s
+
+
 def test_no_question_starves() -> None:
     """Where there is time for one answer only, each has its turn."""
     process = drained()
@@ -221,6 +238,39 @@ def test_what_was_forecast_before_is_kept_of_keys_that_are_looked_at() -> None:
     assert len(minute["weights"][0]) == len(minute["experts"])
 
 
+@pytest.mark.parametrize(
+    ("quantiles", "levels"),
+    [
+        ([0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975], [0.95, 0.8]),
+        ([0.005, 0.025, 0.1, 0.5, 0.9, 0.975, 0.995], [0.95, 0.8]),
+        ([0.05, 0.25, 0.5, 0.75, 0.95], [0.9, 0.5]),
+        ([0.1, 0.5, 0.9], [0.8]),
+        ([0.1, 0.5], []),
+    ],
+)
+def test_the_newest_fan_the_past_ones_and_the_list_show_the_same_intervals(
+    quantiles: list[float], levels: list[float]
+) -> None:
+    """Of 95 and 80 % where there are such, else the widest; and each with the level it has."""
+    process = drained(config=settings(quantiles=quantiles))
+    key = process.shard.table.key(3)
+    process.ask(Question("key", key))
+    end_ms = process.log.partitions[0][-1].time_ms
+    process.log.partitions[0] += [record("loud", end_ms + i * _MINUTE_MS) for i in range(1, 4)]
+    process.drain()
+
+    now, past = process.ask(Question("key", key)), process.ask(Question("past", key))
+    listed = process.ask(Question("keys"))
+
+    for bands in (now["bands"], past["resolutions"][0]["bands"], listed["bands"]):
+        assert [band["level"] for band in bands] == levels
+    said = now["forecast"]["resolutions"][0]["quantiles"]
+    for band, before in zip(now["bands"], past["resolutions"][0]["bands"], strict=True):
+        assert float(band["high"]) - float(band["low"]) == pytest.approx(band["level"])
+        assert (said[band["low"]], said[band["high"]]) == (before["low"][-1], before["high"][-1])
+    assert {len(row["next"]) for row in listed["rows"]} == {3 if levels else 1}
+
+
 def test_the_past_is_told_once_for_each_forecast() -> None:
     """It is long: it comes when a viewer does, and when there is more of it."""
     process = drained()
@@ -254,6 +304,22 @@ def test_forecasts_follow_the_schema_and_survive_a_death() -> None:
         jsonschema.validate(said, schema)
 
 
+def test_there_are_no_more_forecasts_where_there_are_more_partitions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The most active keys of all together, whichever partition has them."""
+    monkeypatch.setattr("stream_forecaster.showing._FORECASTS", 5)
+    records, end_ms = busy().partitions[0], START_MS + 40 * _MINUTE_MS
+    loud = [record(f"loud-{i}", end_ms) for i in range(3) for _ in range(200)]
+    process = drained(MemoryLog({0: records, 1: records[:-1] + loud}))
+
+    said = process.ask(Question("forecasts"))
+
+    assert len(said) == 5
+    assert {f"loud-{i}" for i in range(3)} <= {of["key"] for of in said}
+    assert {of["source"]["partition"] for of in said} <= {0, 1}
+
+
 @pytest.mark.parametrize(
     ("search", "found"),
     [("steady", 5), ("0003", 1), ("nobody", 0), ("<script>", 1)],
@@ -281,6 +347,53 @@ def test_a_search_goes_on_where_it_left_off(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert turns > 5
     assert json.loads(found[0][1])["found"] == 1
+
+
+def test_who_leaves_in_the_middle_of_a_search_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A search holds the shards that it goes through, which may be lost meanwhile."""
+    monkeypatch.setattr("stream_forecaster.showing._SCANNED", 2)
+    process = drained()
+    with process.viewers.watching([Question("keys", search="0019")]) as watch:
+        process.per_look = 0.03
+        process.step(60.0)
+        assert not watch.news(0)
+        assert process.service._showing._scans
+
+    process.step()
+
+    assert not process.service._showing._scans
+
+
+def test_a_search_that_failed_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One failure is not for ever."""
+    process, matching = drained(), views.matching
+
+    def fail(*_: object) -> None:
+        monkeypatch.setattr(views, "matching", matching)
+        raise ValueError
+
+    monkeypatch.setattr(views, "matching", fail)
+
+    assert process.ask(Question("keys", search="0019"))["found"] == 1
+    assert [e["error"] for e in process.said.entries if e["event"] == "showing_failed"] == [
+        "ValueError"
+    ]
+
+
+def test_what_is_kept_of_a_key_is_not_what_expired_beside_it() -> None:
+    """Else every look at it would encode the tombstones of all the others."""
+    process, lookback = drained(), Lookback()
+    key = process.shard.table.key(3)
+    said = views.stated(settings(), process.shard, np.array([3]))
+    lookback.follow([key])
+
+    lookback.hear(replace(said, expired=(b"gone", b"gone too")))
+
+    kept = lookback.newest(key)
+    assert kept is not None
+    assert (kept.keys, kept.expired) == ((key,), ())
 
 
 @pytest.mark.parametrize(("order", "first"), [("newest", "late-comer"), ("active", "loud")])

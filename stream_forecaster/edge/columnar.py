@@ -46,7 +46,7 @@ from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
 from stream_forecaster.edge import record_batches as wire
-from stream_forecaster.records import BytesColumn, Headers, Records
+from stream_forecaster.records import BytesColumn, Headers, Records, as_text
 
 Int64 = NDArray[np.int64]
 
@@ -199,7 +199,7 @@ class _HeaderColumn(Mapping[int, Headers]):
         for _ in range(count):
             name, at = self._string(at)
             value, at = self._string(at)
-            headers.append(((name or b"").decode("utf-8", "backslashreplace"), value))
+            headers.append((as_text(name or b""), value))
         return tuple(headers)
 
     def _string(self, at: int) -> tuple[bytes | None, int]:

@@ -20,6 +20,7 @@ from stream_forecaster.edge.topics import Probe, StoredRecord, TopicState
 from stream_forecaster.errors import SchemaMismatch
 from stream_forecaster.forecasts import rfc3339
 from stream_forecaster.reader import Forecast, Resolution
+from stream_forecaster.records import as_text
 
 T = TypeVar("T")
 
@@ -197,8 +198,8 @@ def _in_words(spelled: Mapping[str, str] | None) -> str:
 def _glimpse(data: bytes | None) -> str:
     if data is None:
         return ""
-    text = data[:_GLIMPSE_BYTES].decode("utf-8", "backslashreplace")
-    return harmless(text) + ("..." if len(data) > _GLIMPSE_BYTES else "")
+    text = harmless(as_text(data[:_GLIMPSE_BYTES]))
+    return text + ("..." if len(data) > _GLIMPSE_BYTES else "")
 
 
 def harmless(text: str) -> str:
@@ -273,7 +274,7 @@ def tail_json(record: StoredRecord) -> str:
     if record.value is not None:
         return record.value.decode("utf-8", "replace")
     change = reader.decode(record)
-    key = change.key.decode("utf-8", "backslashreplace")
+    key = as_text(change.key)
     if change.gone in {"forgotten", "shed"}:
         return json.dumps({"key": key, change.gone: True}, ensure_ascii=False)
     expired_at = (dict(record.headers).get("ce_time") or b"").decode()

@@ -13,6 +13,7 @@ from stream_forecaster.checkpoint import Store
 from stream_forecaster.config import Settings
 from stream_forecaster.forecasts import five_digits, rfc3339
 from stream_forecaster.pool import Pool
+from stream_forecaster.records import as_text
 from stream_forecaster.shard import Shard
 
 _KEYS_AT_ONCE = 1_024
@@ -124,7 +125,7 @@ def _keys(shard: Shard, slots: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
     resolutions = [_key_resolutions(pool, shard.calendar, slots) for pool in shard.pools]
     for i, slot in enumerate(slots.tolist()):
         yield {
-            "key": shard.table.key(slot).decode("utf-8", "backslashreplace"),
+            "key": as_text(shard.table.key(slot)),
             "observations": int(shard.table["observations"][slot]),
             "last_seen": rfc3339(int(shard.table["last_seen_ms"][slot])),
             "coverage_80": _known(coverage[i]),

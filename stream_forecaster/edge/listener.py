@@ -3,10 +3,14 @@
 Handlers run in a thread for each connection. What they answer comes from a function of the request:
 a reply, or a stream of chunks that goes on until one of the two has enough.
 
+There are so many connections at a time and no more: who sends a request byte by byte holds a
+thread.
+
 Browsers are told to run and to load nothing that does not come from here. A page elsewhere can make
 a browser ask us, though. So where only this machine may connect, only this machine's names are
-answered to, or a name that was made to point here would do (DNS rebinding); and what changes
-something has to come from a page of ours.
+answered to, or a name that was made to point here would do (DNS rebinding); what changes something
+has to come from a page of ours; and what costs the loop something is not for pages of other sites,
+which could not read it, but ask again and again.
 """
 
 import ipaddress
@@ -18,7 +22,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
-from threading import Thread
+from threading import BoundedSemaphore, Thread
 from urllib.parse import parse_qsl
 
 import structlog
@@ -28,7 +32,10 @@ from stream_forecaster.errors import ConfigError
 
 _CLIENT_TIMEOUT_S = 10.0
 _POLL_S = 0.1  # how soon close() is noticed
+_MOST_CONNECTIONS = 128
+"""Four times as many as may watch the page: probes and scrapes find room beside them."""
 _MOST_BODY_BYTES = 4096
+_COSTLY = "/api/"
 _JSON = "application/json"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -106,6 +113,10 @@ class Listener:
         self._server.server_close()
 
 
+_Connection = socket.socket | tuple[bytes, socket.socket]
+"""What the standard library says a request may be; ours are sockets."""
+
+
 class _Server(ThreadingMixIn, TCPServer):
     # HTTPServer would look up the host's name when it binds, which can take seconds.
     daemon_threads = True
@@ -117,13 +128,37 @@ class _Server(ThreadingMixIn, TCPServer):
         self.address_family = found[0][0]
         self.answer, self.posts, self.closing = answer, posts, False
         is_local = _is_loopback(str(found[0][4][0]))
-        self.names = _LOCAL_NAMES | {http.host, f"[{http.host}]"} if is_local else None
+        host = http.host.lower()
+        self.names = _LOCAL_NAMES | {host, f"[{host}]"} if is_local else None
+        self._room = BoundedSemaphore(_MOST_CONNECTIONS)
         super().__init__((http.host, http.port), _Handler)
 
+    def process_request(self, request: _Connection, client_address: object) -> None:
+        """Give it a thread, or hang up where there are too many."""
+        if not self._room.acquire(blocking=False):
+            log.debug("http_client_refused", client=str(client_address))
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread was begun that would make room again
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: _Connection, client_address: object) -> None:
+        """Answer; in a thread of its own."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client went away in the middle: no news, and no traceback on stderr."""
+        """A client went away in the middle: no news, and no traceback on stderr. Else it was us."""
         del request
-        log.debug("http_client_lost", client=str(client_address), error=repr(sys.exception()))
+        if isinstance(error := sys.exception(), OSError):
+            log.debug("http_client_lost", client=str(client_address), error=repr(error))
+        else:
+            log.error("http_answer_failed", exc_info=True)  # noqa: LOG014  (it is handled)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -133,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _CLIENT_TIMEOUT_S
 
     def do_GET(self) -> None:
-        if self._is_ours():
+        if self._is_ours() and self._is_of_no_other_site():
             self._answer(b"")
 
     def do_HEAD(self) -> None:
@@ -171,6 +206,13 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         detail = "reached as localhost only; to be reached by other names, set http.host"
         self._send(problem(HTTPStatus.MISDIRECTED_REQUEST, detail))
+        return False
+
+    def _is_of_no_other_site(self) -> bool:
+        elsewhere = self.headers.get("Sec-Fetch-Site", "") == "cross-site"  # browsers say so
+        if not (elsewhere and self.path.startswith(_COSTLY)):
+            return True
+        self._send(problem(HTTPStatus.FORBIDDEN, "not from a page of another site, please"))
         return False
 
     def _is_of_our_page(self) -> bool:

@@ -79,11 +79,9 @@ class Watch:
     """One viewer's questions.
 
     Attributes:
-        questions: them.
         news: waits for answers that this viewer has not seen; see `Viewers.watching`.
     """
 
-    questions: tuple[Question, ...]
     news: Callable[[float], list[tuple[Question, bytes]]]
 
 
@@ -127,7 +125,7 @@ class Viewers:
 
         self._enter(asked)
         try:
-            yield Watch(asked, news)
+            yield Watch(news)
         finally:
             self._leave(asked)
 

@@ -3,9 +3,10 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing
-from http.client import HTTPConnection, HTTPResponse
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from threading import Event
 
 import pytest
@@ -203,6 +204,73 @@ def test_only_this_machine_s_names_are_answered_to(
     assert _ask(server, "/", Host=host)[0].status == status
 
 
+def test_a_host_in_capitals_is_answered_to() -> None:
+    """Names of hosts are the same in any case, in the settings too."""
+    with closing(HttpServer(Http(host="LocalHost", port=0), _metrics)) as server:
+        assert _ask(server, "/livez", Host="LOCALHOST")[0].status == 200
+        assert "[localhost]" in (server._listener._server.names or ())
+
+
+@pytest.mark.parametrize(
+    ("site", "path", "status"),
+    [
+        ("cross-site", "/api/stream?order=none", 403),
+        ("cross-site", "/api/forecasts", 403),
+        ("cross-site", "/livez", 200),  # a link to it may stand anywhere
+        ("same-origin", "/api/stream?order=none", 400),
+        ("none", "/api/stream?order=none", 400),
+    ],
+)
+def test_pages_of_other_sites_cannot_make_the_loop_work(
+    server: HttpServer, site: str, path: str, status: int
+) -> None:
+    """They may not read the answer; but to be asked for it would have cost something."""
+    assert _ask(server, path, **{"Sec-Fetch-Site": site})[0].status == status
+
+
+def test_one_connection_too_many_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that drip their headers hold threads, but not all there are; and they make room."""
+    monkeypatch.setattr("stream_forecaster.edge.listener._MOST_CONNECTIONS", 3)
+    with closing(HttpServer(ANYWHERE, _metrics)) as server, ExitStack() as dripping:
+        for _ in range(3):
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            dripping.enter_context(client)
+            client.sendall(b"GET /livez HTTP/1.0\r\nX-Drip: ")
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as late:
+            assert late.recv(64) == b""
+        dripping.close()
+        give_up_s = time.monotonic() + 20
+        while _status(server) != 200:
+            assert time.monotonic() < give_up_s
+            time.sleep(0.05)
+
+
+def _status(server: HttpServer) -> int | None:
+    """Of /livez; None if it was hung up on."""
+    try:
+        return _ask(server, "/livez")[0].status
+    except (HTTPException, ConnectionError):
+        return None
+
+
+def test_a_stream_that_fails_is_logged_as_our_fault(server: HttpServer) -> None:
+    """Not as a client that has left."""
+    with capture_logs() as logs:
+        server._live._health = object  # type: ignore[union-attr]  # JSON cannot hold it
+        _ask(server, "/api/stream")
+        _until_no_request_is_under_way()
+
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [
+        ("http_answer_failed", "error")
+    ]
+
+
+def _until_no_request_is_under_way() -> None:
+    for thread in threading.enumerate():
+        if "process_request" in thread.name:
+            thread.join(10)
+
+
 def test_head_is_get_without_the_body(server: HttpServer) -> None:
     """HEAD sends the same status and headers, and nothing behind them."""
     got, head = (_raw(server, f"{method} /metrics HTTP/1.0") for method in ("GET", "HEAD"))
@@ -274,9 +342,7 @@ def test_a_client_that_leaves_is_no_error(clock: _Clock, capfd: pytest.CaptureFi
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             assert asked.wait(10)
         gone.set()
-        for thread in threading.enumerate():
-            if "process_request" in thread.name:
-                thread.join(10)
+        _until_no_request_is_under_way()
         status = _ask(server, "/livez")[0].status
     server.close()
 

@@ -2,10 +2,10 @@
 // what had been forecast for each of them. A slider goes back to earlier fans.
 //
 //     truth   ▂▅▃█▆        x: the middle of each bucket
-//     past    ░░░░░ ▒▒▒▓   the 80 % and 95 % intervals
+//     past    ░░░░░ ▒▒▒▓   the intervals: two at most, the wide one first; none, if so it is set
 //                  ^ now
 
-import { make, number, step, time, timezone, write } from "./words.js";
+import { make, nominal, number, step, time, timezone, write } from "./words.js";
 
 const TRUTH = 1, OPEN = 2, MISS = 3, AVERAGE = 4, PAST = 5, FAN = 9, MEAN = 13;
 const FEWEST = 8; // buckets of the past that are always shown
@@ -18,8 +18,10 @@ export class Fan {
   #past = null;
   #look = null; // issued_ms of the fan looked back at; null: the newest
 
-  constructor(place, { height, title = true, key = true }) {
+  /** @param legend a list to be filled with what is drawn, if there is one */
+  constructor(place, { height, title = true, legend = null }) {
     this.height = height;
+    this.legend = legend;
     this.heading = make("h2");
     this.slider = make("input");
     Object.assign(this.slider, { type: "range", min: 0, max: 0, value: 0 });
@@ -32,17 +34,24 @@ export class Fan {
     this.tip = make("div", "tip");
     this.tip.hidden = true;
     this.plot.append(this.tip);
-    if (title) place.append(make("div", "title", this.heading, ...(key ? [legend()] : [])));
+    if (title) place.append(make("div", "title", this.heading, ...(legend ? [legend] : [])));
     place.append(this.plot, this.scrubber);
     new ResizeObserver(() => this.#resize()).observe(this.plot);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#plot?.redraw());
   }
 
-  /** Draw a key: its buckets, the forecast (as in the message), and the fans before, if known. */
-  update(window, forecast, past) {
+  /**
+   * Draw a key: its buckets, the forecast (as in the message), and the fans before, if known.
+   *
+   * @param bands the intervals that are drawn, the widest first: `level`, and which of the forecast's
+   *   quantiles are `low` and `high`; those of `past` are the same ones
+   */
+  update(window, forecast, past, bands) {
     if (this.#window && this.#window.step_s !== window.step_s) this.#plot?.destroy(), (this.#plot = null);
     this.#window = trimmed(window);
     this.forecast = forecast;
+    this.bands = bands;
+    if (this.legend) name(this.legend, bands);
     this.#past = past;
     const count = past?.issued_ms.length ?? 0;
     let at = this.#look === null ? count : past ? past.issued_ms.indexOf(this.#look) : -1;
@@ -71,12 +80,12 @@ export class Fan {
     this.data = data;
     if (this.#plot) this.#plot.setData(data);
     else this.#make(data);
-    const next = this.forecast.mean[0];
-    const [low, high] = interval(this.forecast, 0.8, 0);
+    const { mean, quantiles } = this.forecast;
+    const between = this.bands.slice(-1).map(({ level, low, high }) => `, ${nominal(level)} between ${number(quantiles[low][0])} and ${number(quantiles[high][0])}`);
     this.plot.setAttribute(
       "aria-label",
       `By the ${step(w.step_s)}: ${number(w.values.at(-1))} in the newest closed one, average ` +
-        `${number(w.average)}, next ${number(next)}, 80 % between ${number(low)} and ${number(high)}`,
+        `${number(w.average)}, next ${number(mean[0])}${between}`,
     );
   }
 
@@ -91,12 +100,14 @@ export class Fan {
     this.#drawPast(data, row, w);
     const at = Number(this.slider.value);
     const back = this.#past && at < this.#past.issued_ms.length ? at : null;
-    const fan = back === null ? fromMessage(this.forecast) : fromPast(this.#past, back);
+    const fan = back === null ? fromMessage(this.forecast, this.bands) : fromPast(this.#past, back);
     const begin = row.get(fan.start_ms);
     if (begin !== undefined) {
       // What of the newest one is past by now is behind the bars already.
       const from = back === null ? w.closed : 0;
-      [...fan.bounds, fan.mean].forEach((values, k) => values.forEach((value, i) => begin + i >= from && begin + i < size && (data[FAN + k][begin + i] = value)));
+      const put = (series, values) => values.forEach((value, i) => begin + i >= from && begin + i < size && (data[series][begin + i] = value));
+      fan.bounds.forEach((values, k) => put(FAN + k, values));
+      put(MEAN, fan.mean);
     }
     this.#judge(fan, begin, data, back);
     return data;
@@ -118,7 +129,7 @@ export class Fan {
         data[PAST + 2 * k + 1][at] = band.high[issue][ahead];
       });
       const truth = data[TRUTH][at];
-      if (truth !== null && (truth < data[PAST][at] || truth > data[PAST + 1][at])) {
+      if (past.bands.length && truth !== null && (truth < data[PAST][at] || truth > data[PAST + 1][at])) {
         [data[MISS][at], data[TRUTH][at]] = [truth, null];
       }
     }
@@ -131,15 +142,16 @@ export class Fan {
     said.replaceChildren();
     if (back === null) return said.append(make("b", "", "now"), " · drag back to see what earlier forecasts were worth");
     let came = 0, inside = 0;
-    const [low, high] = fan.bounds.slice(-2);
+    const [low, high] = fan.bounds.slice(-2); // none, if there are no intervals
     fan.mean.forEach((_, i) => {
       const at = begin + i;
       const truth = at < this.#window.closed ? (data[TRUTH][at] ?? data[MISS][at]) : null;
       if (truth === null || truth === undefined) return;
       came += 1;
-      inside += low[i] <= truth && truth <= high[i];
+      inside += low && low[i] <= truth && truth <= high[i];
     });
-    said.append(make("b", "", `as issued ${time(fan.issued_ms)}`), came ? ` · ${inside} of ${came} came true inside 80 %` : " · not due yet");
+    const fared = this.bands.length ? `${inside} of ${came} came true inside ${nominal(this.bands.at(-1).level)}` : `${came} came true`;
+    said.append(make("b", "", `as issued ${time(fan.issued_ms)}`), ` · ${came ? fared : "not due yet"}`);
   }
 
   #make(data) {
@@ -208,9 +220,11 @@ export class Fan {
     const lines = [make("b", "", time(w.at[i], w.step_s >= 86400 ? "day" : "both"))];
     if (truth !== null) lines.push(`\ncame true  ${number(truth)}`);
     if (of(OPEN) !== null) lines.push(`\nso far  ${number(of(OPEN))}`);
-    if (of(PAST) !== null) lines.push(`\nforecast then  ${number(of(PAST + 2))} to ${number(of(PAST + 3))}`);
+    const inner = PAST + 2 * (this.bands.length - 1);
+    if (of(PAST) !== null) lines.push(`\nforecast then  ${number(of(inner))} to ${number(of(inner + 1))}`);
     if (of(MEAN) !== null && (truth === null || Number(this.slider.value) < Number(this.slider.max))) {
-      lines.push(`\nforecast  ${number(of(MEAN))}\n80 %  ${number(of(FAN + 2))} to ${number(of(FAN + 3))}\n95 %  ${number(of(FAN))} to ${number(of(FAN + 1))}`);
+      const said = this.bands.map(({ level }, k) => `\n${nominal(level)}  ${number(of(FAN + 2 * k))} to ${number(of(FAN + 2 * k + 1))}`);
+      lines.push(`\nforecast  ${number(of(MEAN))}`, ...said.reverse());
     }
     this.tip.replaceChildren(...lines);
     const left = u.over.offsetLeft + u.cursor.left;
@@ -228,36 +242,23 @@ export class Fan {
   }
 }
 
-export function legend() {
-  const named = { mean: "forecast", in: "80 %", out: "95 %", "": "came true", miss: "outside 95 %", avg: "moving average" };
-  return make("ul", "legend", ...Object.entries(named).map(([kind, name]) => make("li", "", make("i", kind), name)));
+/** Fill a legend, if it says something else. */
+function name(legend, bands) {
+  const levels = bands.map(({ level }) => nominal(level));
+  const miss = levels.length ? [["miss", `outside ${levels[0]}`]] : [];
+  // A single band has the wide one's colour.
+  const named = [["mean", "forecast"], ...levels.map((said, k) => [k ? "in" : "out", said]).reverse(), ["", "came true"], ...miss, ["avg", "moving average"]];
+  if (legend.textContent === named.map(([, said]) => said).join("")) return;
+  legend.replaceChildren(...named.map(([kind, said]) => make("li", "", make("i", kind), said)));
 }
 
-/** The two widest central intervals of a resolution in a message: [low, high, low, high], wide first. */
-function widest(quantiles) {
-  const levels = Object.keys(quantiles).sort((a, b) => a - b);
-  const pairs = levels.filter((level) => level < 0.5).slice(0, 8).map((level) => [level, levels.find((other) => Math.abs(Number(level) + Number(other) - 1) < 1e-9)]);
-  const [outer, ...rest] = pairs.filter(([, high]) => high);
-  const inner = rest.find(([low]) => Math.abs(low - 0.1) < 1e-9) ?? rest[0] ?? outer;
-  return outer ? [...outer, ...inner].map((level) => quantiles[level]) : [];
-}
-
-const fromMessage = (forecast) => ({ start_ms: Date.parse(forecast.start), mean: forecast.mean, bounds: widest(forecast.quantiles) });
+const fromMessage = ({ start, mean, quantiles }, bands) => ({ start_ms: Date.parse(start), mean, bounds: bands.flatMap(({ low, high }) => [quantiles[low], quantiles[high]]) });
 const fromPast = (past, i) => ({
   issued_ms: past.issued_ms[i],
   start_ms: past.start_ms[i],
   mean: past.mean[i],
   bounds: past.bands.flatMap((band) => [band.low[i], band.high[i]]),
 });
-
-/** The central interval of a message's resolution at one step; the widest there is otherwise. */
-export function interval(forecast, share, at) {
-  const bounds = widest(forecast.quantiles);
-  const level = ((1 - share) / 2).toFixed(3).replace(/0+$/, "");
-  const other = (1 - Number(level)).toFixed(3).replace(/0+$/, "");
-  const { [level]: low = bounds[0], [other]: high = bounds[1] } = forecast.quantiles;
-  return [low?.[at], high?.[at]];
-}
 
 /** A young key's window without most of the time before it. */
 function trimmed(w) {

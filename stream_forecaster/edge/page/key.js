@@ -26,7 +26,7 @@ const pastOf = (id, step_s) => (past?.id === id ? past.resolutions.find((r) => r
 /** The fan of the finest resolution alone, for the overview. */
 export function showHero(chart, key) {
   const resolution = key.forecast.resolutions[0];
-  chart.update(key.windows[0], resolution, pastOf(key.id, resolution.step_s));
+  chart.update(key.windows[0], resolution, pastOf(key.id, resolution.step_s), key.bands);
 }
 
 export function showKey(key) {
@@ -45,7 +45,7 @@ export function showKey(key) {
   showNumbers(intent, quality);
   forecast.resolutions.forEach((resolution, r) => {
     charts[r] ??= addChart(r);
-    charts[r].update(key.windows[r], resolution, pastOf(key.id, resolution.step_s));
+    charts[r].update(key.windows[r], resolution, pastOf(key.id, resolution.step_s), key.bands);
     showExperts(resolution, pastOf(key.id, resolution.step_s));
   });
   write($("#message-id"), forecast.id);
@@ -89,7 +89,7 @@ function addChart(r) {
   const place = make("section", "card chart");
   if (r === 0) $("#charts").append(place, make("div", "pair"));
   else $("#charts .pair").append(place);
-  return new Fan(place, { height: r ? 210 : 300, key: r === 0 });
+  return new Fan(place, { height: r ? 210 : 300, legend: r ? null : make("ul", "legend") });
 }
 
 /** The heaviest experts now, and how that came. */

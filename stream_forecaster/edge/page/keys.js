@@ -1,6 +1,6 @@
 // The list of keys: found, ordered, and walked through with the arrows.
 
-import { $, make, number, shown, spark, sparkline, write } from "./words.js";
+import { $, make, nominal, number, shown, spark, sparkline, write } from "./words.js";
 
 const rows = [];
 let listed = [];
@@ -19,7 +19,7 @@ export function showKeys(answer, current) {
   while (rows.length < listed.length) rows.push(addRow(list));
   rows.forEach((row, i) => {
     row.item.hidden = i >= listed.length;
-    if (!row.item.hidden) fill(row, listed[i], answer.order, current);
+    if (!row.item.hidden) fill(row, listed[i], answer, current);
   });
   write($("#cols-next"), answer.order === "surprising" ? "off by" : "next");
   const count = number(answer.total);
@@ -39,7 +39,7 @@ function addRow(list) {
   return row;
 }
 
-function fill(row, key, order, current) {
+function fill(row, key, { order, bands }, current) {
   row.link.href = `#/key/${key.id}`;
   if (key.id === current) row.link.setAttribute("aria-current", "page");
   else row.link.removeAttribute("aria-current");
@@ -49,7 +49,8 @@ function fill(row, key, order, current) {
   const surprising = order === "surprising";
   write(row.next, surprising ? `${key.surprise > 0 ? "+" : ""}${number(key.surprise)}σ` : number(key.next[0]));
   row.next.classList.toggle("odd", surprising && Math.abs(key.surprise) >= 3);
-  row.next.title = `next ${number(key.next[0])}, 80 % between ${number(key.next[1])} and ${number(key.next[2])}`;
+  const [mean, low, high] = key.next;
+  row.next.title = `next ${number(mean)}${bands.length ? `, ${nominal(bands.at(-1).level)} between ${number(low)} and ${number(high)}` : ""}`;
 }
 
 /** Wire search, order and arrows; `ask` is called when something else is to be listed. */

@@ -1,7 +1,7 @@
 // The page: which view, what it needs to know, and how the connection is.
 
 import { hearDemo } from "./demo.js";
-import { Fan, legend } from "./fan.js";
+import { Fan } from "./fan.js";
 import { forgetKey, hearPast, showHero, showKey } from "./key.js";
 import { first, showKeys, wireKeys } from "./keys.js";
 import { showOverview } from "./overview.js";
@@ -21,8 +21,7 @@ let heardMs = 0;
 let restartedMs = -Infinity;
 let empty = false;
 
-const heroChart = new Fan($("#hero"), { height: 260, title: false });
-$(".hero .legend").replaceWith(legend());
+const heroChart = new Fan($("#hero"), { height: 260, title: false, legend: $(".hero .legend") });
 
 const stream = new Stream(
   {
@@ -58,10 +57,6 @@ const stream = new Stream(
       tell();
     },
     demo: (answer) => hearDemo(answer, () => key ?? hero.id),
-    full() {
-      health = { ok: false, checks: { viewers: { ok: false, detail: "too many pages are open; close one" } } };
-      tell();
-    },
   },
   (now) => {
     state = now;
@@ -111,6 +106,7 @@ function tell() {
   const failing = health && !health.ok && Object.values(health.checks).find((check) => !check.ok);
   let word = "live", sentence = "", calm = true;
   if (state === "lost") [word, sentence, calm] = ["lost", `Connection lost${heardMs ? `: what you see is from ${time(heardMs, "clock")}` : ""}. Trying again …`, false];
+  else if (state === "full") [word, sentence] = ["full", "Too many pages are open: close one. Trying again …"];
   else if (state !== "live") word = state;
   else if (worker === "down") [word, sentence, calm] = ["down", "The worker is gone. Another one is starting, and will go on from its checkpoint …", false];
   else if (failing) [word, sentence] = ["waiting", `Not ready: ${failing.detail}.`];
@@ -118,7 +114,7 @@ function tell() {
   else if (Date.now() - restartedMs < RESTART_TOLD_MS) sentence = "The worker has restarted: state restored, forecasts go on.";
   const status = $("#status");
   status.dataset.is = word;
-  write(status.lastElementChild, { lost: "connection lost", down: "worker restarting" }[word] ?? word);
+  write(status.lastElementChild, { lost: "connection lost", down: "worker restarting", full: "too many pages" }[word] ?? word);
   const banner = $("#banner");
   banner.hidden = !sentence;
   banner.dataset.is = calm ? "calm" : "bad";

@@ -1,6 +1,6 @@
 // The process as a whole: how much comes, how far behind it is, how right it has been.
 
-import { $, bytes, make, number, percent, span, spark, sparkline, step, time, useZone, write } from "./words.js";
+import { $, bytes, make, nominal, number, percent, span, spark, sparkline, step, time, useZone, write } from "./words.js";
 
 const SMOOTHED_S = 5;
 const tiles = new Map();
@@ -83,15 +83,15 @@ function gauges(place, coverage) {
   while (place.children.length < coverage.length) place.append(make("div", "gauge", make("span"), make("div", "track", make("i"), make("u")), make("b")));
   coverage.forEach(({ level, share }, i) => {
     const [name, track, value] = place.children[i].children;
-    write(name, `${percent(level)} interval`);
+    write(name, `${nominal(level)} interval`);
     write(value, percent(share, 1));
     track.children[0].style.width = percent(share, 1).replace(" ", "");
     track.children[1].style.left = `${100 * level}%`;
-    place.children[i].title = `${percent(share, 1)} of what came true lay inside; it should be ${percent(level)}`;
+    place.children[i].title = `${percent(share, 1)} of what came true lay inside; it should be ${nominal(level)}`;
   });
 }
 
-export function bars(place, values, top) {
+function bars(place, values, top) {
   while (place.children.length < values.length) place.append(make("div", "bar", make("span"), make("div", "track", make("i")), make("b")));
   [...place.children].forEach((bar, i) => {
     bar.hidden = i >= values.length;
@@ -131,5 +131,4 @@ function showRejects(rejects) {
     place.children[i].classList.add("fresh");
   });
   refused = rejects;
-  if (!reasons.length && !place.children.length) place.append();
 }

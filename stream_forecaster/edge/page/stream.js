@@ -2,6 +2,7 @@
 
 const SILENT_MS = 6000;
 const RETRY_MS = 1000;
+const FULL_RETRY_MS = 10000; // somebody has to close a page first, and to read why
 
 export class Stream {
   #source = null;
@@ -10,7 +11,7 @@ export class Stream {
 
   /**
    * @param hear event name -> what to do with its data
-   * @param tell told how the connection is: "connecting", "live", "lost" or "paused"
+   * @param tell told how the connection is: "connecting", "live", "lost", "full" or "paused"
    */
   constructor(hear, tell) {
     this.hear = hear;
@@ -42,18 +43,20 @@ export class Stream {
         hear(JSON.parse(event.data));
       });
     }
-    source.onerror = () => source === this.#source && this.#lost();
+    source.addEventListener("full", () => source === this.#source && this.#retry("full", FULL_RETRY_MS));
+    source.onerror = () => source === this.#source && this.#retry("lost", RETRY_MS);
   }
 
   #wait(ms) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#lost(), ms);
+    this.#timer = setTimeout(() => this.#retry("lost", RETRY_MS), ms);
   }
 
-  #lost() {
+  /** Close, say why, and try again: the browser's own retries would not wait, nor say so. */
+  #retry(why, ms) {
     this.#close();
-    this.tell("lost");
-    this.#timer = setTimeout(() => this.#open(), RETRY_MS);
+    this.tell(why);
+    this.#timer = setTimeout(() => this.#open(), ms);
   }
 
   #close() {

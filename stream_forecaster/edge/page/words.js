@@ -30,6 +30,8 @@ export function number(value) {
 }
 
 export const percent = (share, digits = 0) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits)} %`);
+/** The nominal coverage of an interval: 80 %, 99.5 % */
+export const nominal = (level) => `${Number((100 * level).toFixed(3))} %`;
 export function signed(value) {
   const size = number(Math.abs(value ?? NaN));
   return size === "0" ? size : `${value > 0 ? "+" : "−"}${size}`;
