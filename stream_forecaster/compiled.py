@@ -73,7 +73,7 @@ def exp_below_zero(exponent: float) -> float:
     return y
 
 
-def widened(bits: int) -> float:
+def widened(bits: int) -> np.float32:
     """The number that the bits of one in half precision stand for; for loops."""
     number = np.int64(bits)
     whole = np.float32(np.uint32((number & 0x7FFF) << 13).view(np.float32) * np.float32(2.0**112))
@@ -83,7 +83,7 @@ def widened(bits: int) -> float:
     return np.uint32(told | (number & 0x8000) << 16).view(np.float32)
 
 
-def halved(number: float) -> int:
+def halved(number: float) -> np.uint16:
     """The bits of the nearest number in half precision; for loops.
 
     Not by the processor's instruction: not every one has it.
