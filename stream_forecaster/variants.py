@@ -94,10 +94,10 @@ def show(console: Console, settings: Settings, runs: Sequence[Run]) -> None:
         scores = {_named(variant): past.scores[i] for variant, past in runs}
         first = next(iter(scores.values()))
         columns += [name for name in accuracy.percents(first) if name not in columns]
-        for bucket in _chosen(first):
-            ahead = accuracy.spelled(resolution.step_ms * first.horizons[bucket])
+        for steps in sorted({steps for score in scores.values() for steps in _chosen(score)}):
+            ahead = accuracy.spelled(resolution.step_ms * steps)
             heading = f"{ahead} ahead, in buckets of {accuracy.spelled(resolution.step_ms)}"
-            sections[heading] = [*_rows(scores, bucket)]
+            sections[heading] = [*_rows(scores, steps)]
     if sections:
         tables.show(console, "Variants side by side", columns, sections, spare=("MAE", "MSE"))
     cost = [tables.Row(_named(variant), _cost(past)) for variant, past in runs]
@@ -119,25 +119,33 @@ def as_json(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _chosen(score: Score) -> Sequence[int]:
-    """The nearest, a middle and the farthest horizon of those at which anything landed."""
-    landed: list[int] = np.flatnonzero(score.count).tolist()
-    return sorted({landed[0], landed[len(landed) // 2], landed[-1]}) if landed else []
+def _chosen(score: Score) -> set[int]:
+    """The nearest, a middle and the farthest horizon, in steps, of those at which anything landed.
+
+    The profiles are judged at different ones.
+    """
+    landed = [score.horizons[bucket] for bucket in np.flatnonzero(score.count).tolist()]
+    return {landed[0], landed[len(landed) // 2], landed[-1]} if landed else set()
 
 
-def _rows(scores: Mapping[str, Score], bucket: int) -> Iterator[tables.Row]:
-    """What each variant published, by its name."""
+def _rows(scores: Mapping[str, Score], steps: int) -> Iterator[tables.Row]:
+    """What each variant that is judged so many steps ahead published, by its name."""
+    judged = {
+        name: score.horizons.index(steps)
+        for name, score in scores.items()
+        if steps in score.horizons
+    }
     errors = {
         name: {
-            "MSE": float(score.mse(PUBLISHED)[bucket]),
-            "MAE": float(score.mae(PUBLISHED)[bucket]),
-            "WQL": float(score.wql()[bucket]),
+            "MSE": float(scores[name].mse(PUBLISHED)[bucket]),
+            "MAE": float(scores[name].mae(PUBLISHED)[bucket]),
+            "WQL": float(scores[name].wql()[bucket]),
         }
-        for name, score in scores.items()
+        for name, bucket in judged.items()
     }
     best = {column: min(found[column] for found in errors.values()) for column in _ERRORS}
     for name, found in errors.items():
-        cells = accuracy.published_cells(scores[name], bucket)
+        cells = accuracy.published_cells(scores[name], judged[name])
         for column, value in found.items():
             cells[column] = tables.number(value) + ("*" if value == best[column] else " ")
         yield tables.Row(name, cells)
