@@ -135,6 +135,7 @@ class Lstm:
 
     def note(self, index: int, slots: Int64, error: Float64) -> None:
         """One-step errors (B,) that landed in bucket `index`, in expected errors."""
+        error = np.nan_to_num(error)  # of a forecast that was no number, nothing is known
         parts = np.rint(np.clip(error, -_LARGEST_ERROR, _LARGEST_ERROR) * _ERROR_PARTS)
         self._column("errors")[slots, index % self._length] = parts
 
@@ -166,7 +167,8 @@ class Lstm:
             return
         window, statistics, present = self._inputs(slots)
         state = self._learner.encode(self._resolution, window, statistics)
-        parts = np.where(present[:, None], np.rint(state * _STATE_PARTS), _NO_STATE)
+        told = present & np.isfinite(state).all(axis=1)  # a network that diverged has no opinion
+        parts = np.where(told[:, None], np.rint(state * _STATE_PARTS), _NO_STATE)
         self._column("state")[slots] = parts
 
     def answer(self, view: View) -> tuple[Float64, Float64, Float64]:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -133,6 +134,20 @@ def test_a_network_that_is_only_taught_has_no_opinion() -> None:
     """And encodes nothing."""
     seat = Seat(speaks=False).grown()
     seat.close([1.0, 2.0, 3.0])
+    seat.lstm.look(seat.slots)
+    assert np.isnan(seat.lstm.states(seat.slots)).all()
+    for part in seat.lstm.answer(seat.view(np.zeros((_K, _H)))):
+        assert np.isnan(part).all()
+
+
+def test_a_network_that_diverged_has_no_opinion() -> None:
+    """Its states, kept as bytes, are not those of some number."""
+    seat = Seat().grown()
+    seat.close([1.0, 2.0, 3.0])
+    with torch.no_grad():
+        for weight in seat.learner.average.parameters():
+            weight.fill_(np.nan)
+    seat.lstm.note(seat.window.closed - 1, seat.slots, np.full(_K, np.nan))
     seat.lstm.look(seat.slots)
     assert np.isnan(seat.lstm.states(seat.slots)).all()
     for part in seat.lstm.answer(seat.view(np.zeros((_K, _H)))):
