@@ -329,7 +329,7 @@ def test_a_folder_that_is_missing_is_said_at_once(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before the history is read."""
-    assert _fit(folder, "--out", f"{folder}/no/such/w.safetensors") == 4
+    assert _fit(folder, "--out", f"{folder}/no/such/w.safetensors") == 2
     assert "no folder that can be written to" in capsys.readouterr().err
 
 
