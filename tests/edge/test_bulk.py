@@ -11,7 +11,7 @@ import structlog
 from brokers import Served, unique
 from clients import Clients, collect
 from confluent_kafka import TopicPartition as ConfluentPartition
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from kafka import TopicPartition
 from kafka.errors import KafkaError, MessageSizeTooLargeError
@@ -71,6 +71,7 @@ def test_batches_are_those_of_the_client(
     batch: list[Message], batch_size: int, compression: int
 ) -> None:
     """Law: equal bytes, header and checksum with them, and cut at the same records."""
+    second = int(time.time())
     stock, ours = queues_of(batch_size, compression), queues_of(batch_size, compression)
     for m in batch:
         time_ms = NOW_MS if m.time_ms is None else m.time_ms
@@ -79,7 +80,9 @@ def test_batches_are_those_of_the_client(
     for made in bulk._batches(ours.config, refuse, TP, batch, NOW_MS):
         bulk._put(ours, made)
 
-    assert sent(ours) == sent(stock)
+    own, theirs = sent(ours), sent(stock)
+    assume(CODECS[compression] != "gzip" or int(time.time()) == second)  # it writes the time
+    assert own == theirs
     assert len(ours._incomplete.all()) == len(ours._batches[TP])
 
 
