@@ -173,11 +173,12 @@ def _serve(
         def alive() -> None:
             server.health = replace(server.health, heartbeat_s=time.monotonic())
 
-        compile_all()  # and torch is loaded: a member of the group should not take that long
-        weights = None
-        if settings.model.network:
-            weights = read_weights(settings.model.weights) or shipped()
+        # First, for a refusal is to be told at once. The group is joined by the first poll only.
         with closing(KafkaTransport(settings, log, stopping, alive=alive)) as transport:
+            compile_all()  # and torch is loaded: a member of the group should not take that long
+            weights = None
+            if settings.model.network:
+                weights = read_weights(settings.model.weights) or shipped()
             world = World(transport, store, telemetry, log, weights=weights, viewers=viewers)
             Service(settings, world, cold_start=cold_start).run(stopping.is_set, observe)
 

@@ -13,13 +13,13 @@ from functools import wraps
 from typing import Any
 
 import numpy as np
-from kafka import KafkaProducer
+from kafka.producer.transaction_manager import TransactionManager
 
 from stream_forecaster.scales import Scales
 
 MOMENTS: dict[str, tuple[Any, str]] = {
     "in a hop": (Scales, "close"),
-    "in a transaction": (KafkaProducer, "send"),
+    "in a transaction": (TransactionManager, "send_offsets_to_transaction"),
 }
 _MORE_THAN_THERE_IS_BYTES = 1 << 60
 
