@@ -144,7 +144,8 @@ def _say(
             moved = mean[b, h] - middle
             for q in range(quantiles.shape[2]):
                 said = middle + largest * np.float64(widened(deviations[rows[b], h, q]))
-                quantiles[b, h, q] = np.rint(said * factor) if is_count else said + moved
+                whole = np.rint(np.rint(said) * factor)  # as they were before they were kept
+                quantiles[b, h, q] = whole if is_count else said + moved
 
 
 @compiled("f8:2 f8:3 i8:1 > f4:3 i1:3")
@@ -185,4 +186,5 @@ def _say_short(
             moved = mean[b, h] - middle
             for q in range(quantiles.shape[2]):
                 said = middle + unit * deviations[rows[b], h, q]
-                quantiles[b, h, q] = np.rint(said * factor) if is_count else said + moved
+                whole = np.rint(np.rint(said) * factor)  # as they were before they were kept
+                quantiles[b, h, q] = whole if is_count else said + moved
