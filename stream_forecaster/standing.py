@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled, halved, widened
+from stream_forecaster.compiled import compiled, halved, inlined, widened
 from stream_forecaster.keys import KeyTable
 
 Float64 = NDArray[np.float64]
@@ -106,6 +106,16 @@ class Standing:
 # -- loops over keys -----------------------------------------------------------------------------
 
 
+@inlined
+def _moved(said: float, middle: float, mean: float, is_count: bool) -> float:  # noqa: FBT001  (loops have no keywords)
+    """A quantile that was said around one mean, around another; of counts a whole one again."""
+    if is_count:
+        factor = mean / middle if middle > _NOTHING else 1.0
+        whole: float = np.rint(np.rint(said) * factor)  # as it was before it was kept
+        return whole
+    return said + (mean - middle)
+
+
 @compiled("f8:2 f8:3 i8:1 > f4:3 f2:3")
 def _keep(
     mean: Float64,
@@ -140,12 +150,9 @@ def _say(
         for h in range(mean.shape[1]):
             middle = np.float64(means[rows[b], h, 0])
             largest = np.float64(means[rows[b], h, 1])
-            factor = mean[b, h] / middle if middle > _NOTHING else 1.0
-            moved = mean[b, h] - middle
             for q in range(quantiles.shape[2]):
                 said = middle + largest * np.float64(widened(deviations[rows[b], h, q]))
-                whole = np.rint(np.rint(said) * factor)  # as they were before they were kept
-                quantiles[b, h, q] = whole if is_count else said + moved
+                quantiles[b, h, q] = _moved(said, middle, mean[b, h], is_count)
 
 
 @compiled("f8:2 f8:3 i8:1 > f4:3 i1:3")
@@ -182,9 +189,6 @@ def _say_short(
         for h in range(mean.shape[1]):
             middle = np.float64(means[rows[b], h, 0])
             unit = np.float64(means[rows[b], h, 1]) / _PARTS
-            factor = mean[b, h] / middle if middle > _NOTHING else 1.0
-            moved = mean[b, h] - middle
             for q in range(quantiles.shape[2]):
                 said = middle + unit * deviations[rows[b], h, q]
-                whole = np.rint(np.rint(said) * factor)  # as they were before they were kept
-                quantiles[b, h, q] = whole if is_count else said + moved
+                quantiles[b, h, q] = _moved(said, middle, mean[b, h], is_count)
