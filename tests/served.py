@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any, Self
 
 import structlog
@@ -145,7 +145,10 @@ class Run:
             wrapper_class=structlog.make_filtering_bound_logger(0),
         )
         self._transport = KafkaTransport(settings, log)
-        world = World(self._transport, pipeline.store, Telemetry(self.registry), log)
+        telemetry, self._writes = Telemetry(self.registry), list[Thread]()
+        world = World(
+            self._transport, pipeline.store, telemetry, log, background=self._in_background
+        )
         self.service = Service(settings, world, cold_start=cold_start)
         self.longest_step_s = 0.0
 
@@ -153,7 +156,15 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """A write under way comes to its end, unless it hangs: no store changes behind a test."""
         self._transport.close()
+        if self._pipeline.store.flowing.is_set():
+            for write in self._writes:
+                write.join(WAITS_S)
+
+    def _in_background(self, work: Callable[[], None]) -> None:
+        self._writes.append(Thread(target=work, name="checkpoint", daemon=True))
+        self._writes[-1].start()
 
     def step(self) -> None:
         """One turn, and how long it took."""

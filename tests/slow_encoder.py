@@ -87,7 +87,7 @@ class SlowEncoder:
         )  # (B, Q, H)
         averages = _optional(paths.moving_average)
         levels = _optional(paths.level)
-        weights = np.round(paths.weights, 3).tolist()
+        weights = five_digits(np.round(paths.weights, 3)).tolist()
         for i in range(len(mean)):
             yield {
                 "step_s": step_s,
