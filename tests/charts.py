@@ -33,7 +33,7 @@ class Refused(Exception):
 
 def _helm(values: dict[str, Any]) -> dict[str, Any]:
     if importlib.util.find_spec("helm_python") is None:
-        pytest.skip("needs Helm's library: pip install -e '.[chart]'")
+        pytest.skip("needs Helm's library: pip install -e '.[deploy]'")
     command = [sys.executable, "-c", _PROGRAM]
     asked = json.dumps([str(CHART), values])
     done = subprocess.run(command, input=asked, capture_output=True, text=True, check=True)

