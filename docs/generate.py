@@ -221,14 +221,15 @@ def metrics_page() -> list[str]:
 
 _MESSAGES = """\
 Values of the output topic follow the JSON Schema `forecast/1`, which `stream-forecaster schema`
-prints. `stream-forecaster schema --format asyncapi` describes all topics of a pipeline, events and
+prints; those of `output.scores_topic`, if there is one, `score/1`, by `stream-forecaster schema
+score`. `stream-forecaster schema --format asyncapi` describes all topics of a pipeline, events and
 dead letters too, with their keys and headers. `forecast/1` may gain fields; a change of what is
 there would be `forecast/2`."""
 
 
 def messages_page() -> list[str]:
-    """The forecast by its schema, and what the other topics hold."""
-    schema = json.loads(asyncapi.forecast_schema())
+    """Forecast and score by their schemas, and what the other topics hold."""
+    schema, score = (json.loads(asyncapi.schema(of)) for of in ("forecast", "score"))
     document = asyncapi.document(Settings())
     lines = [
         "# Messages",
@@ -238,6 +239,10 @@ def messages_page() -> list[str]:
         schema["description"],
         "",
         *table(("field", "type", ""), _fields(schema, schema["$defs"])),
+        "",
+        score["description"],
+        "",
+        *table(("field", "type", ""), _fields(score, score["$defs"])),
     ]
     for name, message in document["components"]["messages"].items():
         headers = message.get("headers", {})

@@ -6,7 +6,7 @@ the broker is reached. Portals and the code generators of other languages read s
 
 import json
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 from stream_forecaster import __version__
 from stream_forecaster.config import Input, Kafka, Settings
@@ -22,16 +22,25 @@ _CLOUD_EVENT = {
     "content-type": {"const": "application/json"},
     "ce_specversion": {"const": "1.0"},
     "ce_source": {"type": "string", "description": "/stream-forecaster/ and the pipeline."},
-    "ce_id": {"type": "string", "format": "uuid", "description": "A forecast's `id`."},
+    "ce_id": {
+        "type": "string",
+        "format": "uuid",
+        "description": "The value's `id`, if there is one.",
+    },
     "ce_subject": {"type": "string", "description": "The key as text."},
-    "ce_time": {"type": "string", "format": "date-time", "description": "Event time of issue."},
+    "ce_time": {
+        "type": "string",
+        "format": "date-time",
+        "description": "Event time: of issue; of a score, the bucket's start.",
+    },
 }
 _UNTIMED = sorted(_CLOUD_EVENT.keys() - {"ce_time"})
 
 
-def forecast_schema() -> str:
-    """The JSON Schema of a forecast, as it ships."""
-    return (resources.files("stream_forecaster") / "schemas" / "forecast-1.json").read_text("utf-8")
+def schema(message: Literal["forecast", "score"]) -> str:
+    """The JSON Schema of a message's value, as it ships."""
+    folder = resources.files("stream_forecaster") / "schemas"
+    return (folder / f"{message}-1.json").read_text("utf-8")
 
 
 def document(settings: Settings) -> dict[str, Any]:
@@ -40,11 +49,13 @@ def document(settings: Settings) -> dict[str, Any]:
         "events": settings.input.topic,
         "forecasts": settings.output.topic,
         "deadLetters": settings.output.dead_letter_topic,
+        "scores": settings.output.scores_topic,
     }
     messages = {
         "events": ("event", "heartbeat"),
         "forecasts": ("forecast", "tombstone"),
         "deadLetters": ("deadLetter",),
+        "scores": ("score",),
     }
     configs = topic_configs(settings)
     return {
@@ -53,7 +64,7 @@ def document(settings: Settings) -> dict[str, Any]:
             "title": f"stream-forecaster, pipeline {settings.kafka.group_id}",
             "version": __version__,
             "description": "Reads events, and publishes a forecast for each key at several time "
-            "resolutions. Forecasts, dead letters and the group's offsets are written in one "
+            "resolutions. All that is published, and the group's offsets, are written in one "
             "transaction: read with isolation.level = read_committed.",
         },
         "defaultContentType": "application/json",
@@ -70,15 +81,21 @@ def document(settings: Settings) -> dict[str, Any]:
                 },
             }
             for name, topic in names.items()
+            if topic
         },
         "operations": {
             "readEvents": _operation("receive", "events", settings.kafka.group_id),
             "publishForecasts": _operation("send", "forecasts"),
             "publishDeadLetters": _operation("send", "deadLetters"),
+            **({"publishScores": _operation("send", "scores")} if names["scores"] else {}),
         },
         "components": {
             "messages": _messages(settings.input),
-            "schemas": {"event": _event(settings.input), **_forecast()},
+            "schemas": {
+                "event": _event(settings.input),
+                **_shipped("forecast"),
+                **_shipped("score"),
+            },
             "securitySchemes": _security(settings.kafka),
         },
     }
@@ -141,6 +158,13 @@ def _messages(settings: Input) -> dict[str, dict[str, Any]]:
             _headers(
                 _CLOUD_EVENT, [f"forecast.{w}" for w in ("expired", "forgotten", "shed")], _UNTIMED
             ),
+        ),
+        "score": _message(
+            "What was forecast of one bucket, so many steps ahead, and what came; only where "
+            "`output.scores_topic` names a topic.",
+            {"$ref": f"{_SCHEMAS}/score"},
+            ours,
+            _headers(_CLOUD_EVENT, ["score"], sorted(_CLOUD_EVENT)),
         ),
         "deadLetter": _message(
             "A record that is no event: key, value and headers as they were, then the reason.",
@@ -244,14 +268,13 @@ def _time(settings: Input) -> dict[str, Any]:
     return {"description": f"When. {spelled}.", "anyOf": kinds}
 
 
-def _forecast() -> dict[str, Any]:
-    """The schema that ships, its parts beside it: a document has one place for schemas."""
-    moved = forecast_schema().replace('"#/$defs/', f'"{_SCHEMAS}/forecast_')
-    schema = json.loads(moved)
-    parts = {f"forecast_{name}": part for name, part in schema.pop("$defs").items()}
+def _shipped(message: Literal["forecast", "score"]) -> dict[str, Any]:
+    """A schema that ships, its parts beside it: a document has one place for schemas."""
+    whole = json.loads(schema(message).replace('"#/$defs/', f'"{_SCHEMAS}/{message}_'))
+    parts = {f"{message}_{name}": part for name, part in whole.pop("$defs").items()}
     for name in ("$schema", "$id"):
-        del schema[name]
-    return {"forecast": schema, **parts}
+        del whole[name]
+    return {message: whole, **parts}
 
 
 def _typed(configs: dict[str, str]) -> dict[str, Any]:

@@ -513,23 +513,27 @@ def show_plan(
     name="schema",
     epilog=examples(
         "schema > forecast-1.json",
+        "schema score > score-1.json",
         "schema --format asyncapi --config forecaster.toml > asyncapi.json",
     ),
 )
 @with_settings
 def print_message_schema(
     settings: Settings,
+    message: Annotated[
+        Literal["forecast", "score"], typer.Argument(help="Which message's schema.")
+    ] = "forecast",
     *,
     style: Annotated[
         Literal["json-schema", "asyncapi"],
-        typer.Option("--format", help="Of the messages alone, or of all topics as settings say."),
+        typer.Option("--format", help="Of the message alone, or of all topics as settings say."),
     ] = "json-schema",
 ) -> int:
-    """Print the JSON Schema of the messages, or an AsyncAPI document of the topics."""
+    """Print the JSON Schema of a message, or an AsyncAPI document of the topics."""
     if style == "asyncapi":
         console.print_json(Console(), asyncapi.document(settings))
     else:
-        typer.echo(asyncapi.forecast_schema(), nl=False)
+        typer.echo(asyncapi.schema(message), nl=False)
     return OK
 
 

@@ -325,7 +325,11 @@ class Output(_Section):
     dead_letter_topic: str = Field(
         "events.dead-letter", min_length=1, description="where records go that are no events"
     )
-    scores_topic: str = Field("", description="not in this version: scores are metrics")
+    scores_topic: str = Field(
+        "",
+        description="where each forecast whose time has come goes, with what came, a message per "
+        "key, horizon and bucket; none by default",
+    )
     quantiles: tuple[float, ...] = Field(
         (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975),
         description="levels that forecasts have, ascending",
@@ -523,12 +527,6 @@ def parse(mapping: Mapping[str, Any]) -> Settings:
     return _parse(mapping, {})
 
 
-def _without_effect(settings: Settings) -> Iterator[str]:
-    """Settings that nothing heeds in this version; better refused than ignored."""
-    if settings.output.scores_topic:
-        yield "output.scores_topic: scores are metrics in this version, and not published"
-
-
 def load(
     toml: str | None,
     environment: Mapping[str, str],
@@ -558,10 +556,7 @@ def load(
         variables[path] = variable
         _merge(merged, _nest(path, _value(variable, path, text)))
     _merge(merged, flags)
-    settings = _parse(merged, variables)
-    if refused := list(_without_effect(settings)):
-        raise ConfigError("\n".join(refused))
-    return settings
+    return _parse(merged, variables)
 
 
 def from_assignments(assignments: Iterable[str]) -> dict[str, Any]:

@@ -69,6 +69,31 @@ class Landed:
     said: Said
 
 
+@dataclass(frozen=True, slots=True)
+class Matured:
+    """Published forecasts of one bucket, made so many steps before, and what came (B keys).
+
+    Attributes:
+        step_ms: bucket width.
+        start_ms: start of the bucket, epoch ms.
+        issued_ms: when they were issued, epoch ms.
+        ahead: steps from there to the bucket, 1 for the next one.
+        slots: (B,) whose they are.
+        truth: (B,) what came.
+        mean: (B,) what was published.
+        quantiles: (B, Q) likewise.
+    """
+
+    step_ms: int
+    start_ms: int
+    issued_ms: int
+    ahead: int
+    slots: Int64
+    truth: Float64
+    mean: Float64
+    quantiles: Float64
+
+
 class Due:
     """The forecasts under way of all slots at one resolution."""
 

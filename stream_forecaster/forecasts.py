@@ -5,12 +5,15 @@ One message per key holds all resolutions and horizons, as JSON that follows the
 times are RFC 3339 in UTC, quantiles ascend. The headers are a CloudEvent in binary mode, so a
 tombstone (no value) is one too.
 
-The id is a function of what the forecast is about, not of when it was made: the same log gives the
+Where a topic for them is set, so do scores, by `schemas/score-1.json`: one message per key, horizon
+and bucket for each forecast whose time has come.
+
+The id is a function of what the message is about, not of when it was made: the same log gives the
 same ids, and a reader may use them to drop what it has seen.
 """
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha1
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 
 from stream_forecaster.config import Settings
 from stream_forecaster.dead_letters import dead_letter
+from stream_forecaster.due import Matured
 from stream_forecaster.events import Reject
 from stream_forecaster.json_rows import DECIMALS, WHOLE, Rows
 from stream_forecaster.lstm import ABSOLUTE
@@ -33,6 +37,7 @@ Int64 = NDArray[np.int64]
 Headers = tuple[tuple[str, bytes], ...]
 
 SCHEMA = "forecast/1"
+SCORE_SCHEMA = "score/1"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://stream-forecaster/forecast")
 _NOTHING = 1e-9
 """A level that is none. One event in a month of minutes is 2e-5."""
@@ -133,6 +138,23 @@ class Forgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """Forecasts of B keys of one partition whose time has come.
+
+    Attributes:
+        partition: the input partition.
+        offset: of the record whose time closed the bucket.
+        keys: (B,) key bytes.
+        matured: the forecasts, and what came.
+    """
+
+    partition: int
+    offset: int
+    keys: tuple[bytes, ...]
+    matured: Matured
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
     """What a ranking model wants to know of B keys, in values per bucket of the finest resolution.
 
@@ -176,6 +198,7 @@ class Encoder:
         self._pipeline, self._config_id = settings.kafka.group_id, settings.config_id
         self._topics = settings.input.topic, settings.output.topic
         self._dead_letter_topic = settings.output.dead_letter_topic
+        self._scores_topic = settings.output.scores_topic
         self._levels = [_json(str(level)) for level in settings.output.quantiles]
         self._source = f"/stream-forecaster/{self._pipeline}".encode()
 
@@ -202,24 +225,51 @@ class Encoder:
         kind = self._kind("forecast.expired.v1")
         for key in forecast.expired:
             yield Message(topic, key, None, _headers(kind, identify(key), as_text(key), time))
-        texts = list(map(as_text, forecast.keys))
-        identities = list(map(identify, forecast.keys))
-        begin = f'{{"schema":"{SCHEMA}","id":"'.encode()
+        kind, rows = self._kind("forecast.v1"), self._values(forecast, issued_at)
+        for key, identity, text, value in self._filled(SCHEMA, forecast.keys, identify, rows):
+            yield Message(topic, key, value, _headers(kind, identity, text, time))
+
+    def scores(self, scored: Scored) -> Iterator[Message]:
+        """One message per key."""
+        matured, rows = scored.matured, Rows()
+        start, issued_at = rfc3339(matured.start_ms), rfc3339(matured.issued_ms)
+        step_s, ahead = matured.step_ms // 1000, matured.ahead
+        rows.text(f',"step_s":{step_s},"start":"{start}","issued_at":"{issued_at}"')
+        rows.text(f',"ahead":{ahead},"source":{self._place(scored.partition, scored.offset)}')
+        rows.numbers(',"value":', rows.block(matured.truth))
+        rows.numbers(',"mean":', rows.block(matured.mean))
+        quantiles = rows.block(matured.quantiles)
+        for q, level in enumerate(self._levels):
+            before = "," if q else ',"quantiles":{'
+            rows.numbers(f"{before}{level}:", quantiles + q)
+        rows.text("}}")
+        identify = self._identities(scored.partition, f"{start}|{step_s} s|{ahead} ahead")
+        kind, time = self._kind("score.v1"), (("ce_time", start.encode()),)
+        for key, identity, text, value in self._filled(SCORE_SCHEMA, scored.keys, identify, rows):
+            headers = _headers(kind, identity, text, time)
+            yield Message(self._scores_topic, key, value, headers)
+
+    def dead_letter(self, reject: Reject) -> Message:
+        """The record as it was, and why it is no event."""
+        return dead_letter(reject, self._topics[0], self._dead_letter_topic)
+
+    def _filled(
+        self, schema: str, keys: Sequence[bytes], identify: Callable[[bytes], bytes], rows: Rows
+    ) -> Iterator[tuple[bytes, bytes, str, bytes]]:
+        """Key, id, key as text and value: schema, id and key, then what is in `rows`."""
+        texts, identities = list(map(as_text, keys)), list(map(identify, keys))
+        begin = f'{{"schema":"{schema}","id":"'.encode()
         then = f'","pipeline":{_json(self._pipeline)},"key":'.encode()
         heads = [
             b"".join((begin, identity, then, orjson.dumps(text)))
             for identity, text in zip(identities, texts, strict=True)
         ]
-        values = self._values(forecast, issued_at).filled(heads)
-        kind = self._kind("forecast.v1")
-        for key, identity, text, value in zip(
-            forecast.keys, identities, texts, values, strict=True
-        ):
-            yield Message(topic, key, value, _headers(kind, identity, text, time))
+        return zip(keys, identities, texts, rows.filled(heads), strict=True)
 
-    def dead_letter(self, reject: Reject) -> Message:
-        """The record as it was, and why it is no event."""
-        return dead_letter(reject, self._topics[0], self._dead_letter_topic)
+    def _place(self, partition: int, offset: int) -> str:
+        """A record of the input, as JSON."""
+        topic = _json(self._topics[0])
+        return f'{{"topic":{topic},"partition":{partition},"offset":{offset}}}'
 
     def _identities(self, partition: int, at: str) -> Callable[[bytes], bytes]:
         """The ids of a place in the log, by key: version 5 UUIDs, as `uuid.uuid5` makes them."""
@@ -250,9 +300,8 @@ class Encoder:
         """All values of a hop but for their beginning, which has the id and the key."""
         intent, rows = forecast.intent, Rows()
         valid_until = rfc3339(forecast.paths[0].end_ms)
-        rows.text(f',"issued_at":"{issued_at}","valid_until":"{valid_until}","source":{{')
-        rows.text(f'"topic":{_json(self._topics[0])},"partition":{forecast.partition}')
-        rows.text(f',"offset":{forecast.offset}}},"resolutions":[')
+        rows.text(f',"issued_at":"{issued_at}","valid_until":"{valid_until}","source":')
+        rows.text(f'{self._place(forecast.partition, forecast.offset)},"resolutions":[')
         for i, paths in enumerate(forecast.paths):
             rows.text("," if i else "")
             self._resolution(rows, paths)

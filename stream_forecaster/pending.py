@@ -9,7 +9,7 @@ publishing of forecasts that are out of date before anybody has seen them:
     same commit there is a newer forecast, or a tombstone, of the same key
 
 So the last word on every key is always published, in order and once. Which of the others are
-depends on when commits are made. Tombstones and dead letters are never shed.
+depends on when commits are made. Tombstones, dead letters and scores are never shed.
 """
 
 from collections.abc import Iterator
@@ -79,3 +79,5 @@ class Pending:
         for turn in self.turns:
             yield from encoder.output(turn.output)
             yield from map(encoder.dead_letter, turn.rejects)
+            for scored in turn.scored:
+                yield from encoder.scores(scored)

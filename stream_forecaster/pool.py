@@ -25,7 +25,7 @@ from stream_forecaster.calendar import Calendar
 from stream_forecaster.calibration import Calibration, Mixture
 from stream_forecaster.config import Resolution, Settings
 from stream_forecaster.drift import Drift
-from stream_forecaster.due import Due, Landed, Said
+from stream_forecaster.due import Due, Landed, Matured, Said
 from stream_forecaster.fusion import Fusion, Stack, or_zero
 from stream_forecaster.keys import KeyTable, Part, arrays_of, restore_all
 from stream_forecaster.lstm import ABSOLUTE, RESIDUAL, Lstm, Seats, View
@@ -150,11 +150,19 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """What closing a bucket came to: what landed, was a drift detected, and the values (K,)."""
+    """What closing a bucket came to.
+
+    Attributes:
+        score: of what landed.
+        drifted: was a drift detected?
+        truth: (K,) the values.
+        matured: what landed, one by one, nearest horizon first; only where it is published.
+    """
 
     score: Score
     drifted: bool
     truth: Float64
+    matured: tuple[Matured, ...]
 
 
 class Pool:
@@ -188,6 +196,7 @@ class Pool:
         )
         self._table, self._calendar = table, calendar
         self._levels = settings.output.quantiles
+        self._tells_scores = bool(settings.output.scores_topic)
         self._is_lean = settings.is_lean
         self._is_count = settings.input.aggregate == "count"
         self._experts = experts.pool(
@@ -283,14 +292,17 @@ class Pool:
         baselines = [baseline.said(index, self._horizons) for baseline in self._baselines]
         truth = self.window.close()
         score, losses, spreads = self.no_score(), [], self._spread()
+        matured: list[Matured] = []
         if self._lstm:
             self._lstm.land(index, truth)
         for group in self._due.land(index, truth):
             self._score(score, group, baselines)
+            if self._tells_scores:
+                matured.append(self._matured(index, group))
             loss = self._learn(index, group, spreads[group.slots])
             if len(loss):
                 losses.append(float(np.mean(loss)))
-        return Closed(score, self._settle(index, truth, losses), truth)
+        return Closed(score, self._settle(index, truth, losses), truth, tuple(matured))
 
     def skip(self, until: int) -> None:
         """Close all buckets before `until` at once as silent; what would land there is not scored.
@@ -307,6 +319,16 @@ class Pool:
         naive = [baseline[group.bucket][group.slots] for baseline in baselines]
         points = np.stack([said.mean, *said.predictions, pooled, *naive])
         score.land(group.bucket, group.truth, points, said.quantiles)
+
+    def _matured(self, index: int, group: Landed) -> Matured:
+        ahead, step_ms = int(self._horizons[group.bucket]), self.resolution.step_ms
+        start_ms, issued_ms = (
+            int(self._calendar.start(i, step_ms)) for i in (index, index - ahead + 1)
+        )
+        mean, quantiles = group.said.mean, group.said.quantiles
+        return Matured(
+            step_ms, start_ms, issued_ms, ahead, group.slots, group.truth, mean, quantiles
+        )
 
     def _learn(self, index: int, group: Landed, spread: Float64) -> Float64:
         """From one horizon bucket: the residuals (B,) without their sign, in calibration's units.

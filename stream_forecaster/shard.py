@@ -34,9 +34,10 @@ from numpy.typing import NDArray
 from stream_forecaster.calendar import EARLIEST_MS, Calendar
 from stream_forecaster.checkpoint import Checkpoint
 from stream_forecaster.config import Settings
+from stream_forecaster.due import Matured
 from stream_forecaster.errors import CheckpointMismatch
 from stream_forecaster.events import UNTIMED_MS, EventDecoder, Events, Reason, Reject, reject
-from stream_forecaster.forecasts import Forecast, Forgotten, Intent
+from stream_forecaster.forecasts import Forecast, Forgotten, Intent, Scored
 from stream_forecaster.keys import KeyTable, nested, under
 from stream_forecaster.pace import Pace
 from stream_forecaster.pool import Paths, Pool
@@ -69,6 +70,7 @@ class Turn:
         training_steps: how many steps trained the network.
         forgotten: keys that tombstones named and that were known, in offset order.
         shed: keys that made room for new ones, in offset order.
+        scored: what landed, forecast by forecast; only where that is published.
     """
 
     forecasts: tuple[Forecast, ...]
@@ -80,6 +82,7 @@ class Turn:
     training_steps: int
     forgotten: tuple[Forgotten, ...] = ()
     shed: tuple[Forgotten, ...] = ()
+    scored: tuple[Scored, ...] = ()
 
     @property
     def output(self) -> list[Forecast | Forgotten]:
@@ -184,6 +187,7 @@ class Shard:
         forecasts: list[Forecast] = []
         forgotten: list[Forgotten] = []
         shed: list[Forgotten] = []
+        scored: list[Scored] = []
         scores = [pool.no_score() for pool in self.pools]
         drifts, hops, counted, made = [0] * len(self.pools), 0, 0, 0
         trained = self._scales.training_steps
@@ -197,13 +201,14 @@ class Shard:
                     break
                 hops += 1
                 hop_ms = int(self.calendar.start(hop, self._step_ms))
+                offset = int(records.offset[row])
                 for r, closed in self._scales.close(hop_ms):
                     scores[r] += closed.score
                     drifts[r] += closed.drifted
+                    scored += (self._scored(each, offset) for each in closed.matured)
                 expired = tuple(self._table.expire(hop_ms - self._settings.state.key_ttl_ms))
                 issued = self._issue(hop_ms, aloud=aloud, tombstones=bool(expired))
                 if issued:
-                    offset = int(records.offset[row])
                     forecasts.append(self._forecast(issued, hop_ms, offset, expired))
             if row is not None and (key := _to_forget(records, row)) and self._forget(key):
                 forgotten.append(Forgotten(self.partition, int(records.offset[row]), key))
@@ -219,6 +224,7 @@ class Shard:
             self._scales.training_steps - trained,
             tuple(forgotten) if aloud else (),
             tuple(shed) if aloud else (),
+            tuple(scored) if aloud else (),
         )
 
     def checkpoint(self, log_id: str = "") -> Checkpoint:
@@ -327,6 +333,11 @@ class Shard:
             Forgotten(self.partition, offset, key, "shed", sent)
             for key, sent in zip(keys, published.tolist(), strict=True)
         ]
+
+    def _scored(self, matured: Matured, offset: int) -> Scored:
+        """With the keys that the slots have now; later they may have others."""
+        keys = tuple(map(self._table.key, matured.slots.tolist()))
+        return Scored(self.partition, offset, keys, matured)
 
     def _forget(self, key: bytes) -> bool:
         """Erase all that is kept of a key; False if there is nothing."""

@@ -81,6 +81,7 @@ class Pipeline:
             "output": {
                 "topic": f"{self.name}.out",
                 "dead_letter_topic": f"{self.name}.dead",
+                "scores_topic": f"{self.name}.scores",
                 "quantiles": [0.1, 0.5, 0.9],
                 "publish": "every_hop",
             },

@@ -8,7 +8,14 @@ import numpy as np
 import orjson
 
 from stream_forecaster.config import Settings
-from stream_forecaster.forecasts import Float64, Forecast, Intent, five_digits, rfc3339
+from stream_forecaster.forecasts import (
+    Float64,
+    Forecast,
+    Intent,
+    Scored,
+    five_digits,
+    rfc3339,
+)
 from stream_forecaster.pool import Paths
 from stream_forecaster.records import Message
 
@@ -21,6 +28,7 @@ class SlowEncoder:
     def __init__(self, settings: Settings) -> None:
         self._pipeline, self._config_id = settings.kafka.group_id, settings.config_id
         self._topics = settings.input.topic, settings.output.topic
+        self._scores_topic = settings.output.scores_topic
         self._levels = [str(level) for level in settings.output.quantiles]
         self._source = f"/stream-forecaster/{self._pipeline}".encode()
 
@@ -57,6 +65,36 @@ class SlowEncoder:
             headers = self._headers("forecast.v1", identity, text, issued_at)
             data = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
             yield Message(self._topics[1], key, data, headers)
+
+    def scores(self, scored: Scored) -> Iterator[Message]:
+        """One message per key."""
+        matured, partition = scored.matured, scored.partition
+        start, step_s = rfc3339(matured.start_ms), matured.step_ms // 1000
+        at = f"{start}|{step_s} s|{matured.ahead} ahead"
+        truth, mean = five_digits(matured.truth).tolist(), five_digits(matured.mean).tolist()
+        quantiles = five_digits(matured.quantiles).tolist()
+        for i, key in enumerate(scored.keys):
+            text, identity = self._identify(key, partition, at)
+            value = {
+                "schema": "score/1",
+                "id": identity,
+                "pipeline": self._pipeline,
+                "key": text,
+                "step_s": step_s,
+                "start": start,
+                "issued_at": rfc3339(matured.issued_ms),
+                "ahead": matured.ahead,
+                "source": {
+                    "topic": self._topics[0],
+                    "partition": partition,
+                    "offset": scored.offset,
+                },
+                "value": truth[i],
+                "mean": mean[i],
+                "quantiles": dict(zip(self._levels, quantiles[i], strict=True)),
+            }
+            headers = self._headers("score.v1", identity, text, start)
+            yield Message(self._scores_topic, key, orjson.dumps(value), headers)
 
     def _identify(self, key: bytes, partition: int, at: str) -> tuple[str, str]:
         text = key.decode("utf-8", "backslashreplace")

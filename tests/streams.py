@@ -34,6 +34,7 @@ def settings(
     *,
     network: bool = False,
     max_keys: int = 100_000,
+    scores: bool = False,
 ) -> Settings:
     """Three resolutions small enough for every ring to wrap often; the network costs time."""
     return parse(
@@ -44,7 +45,11 @@ def settings(
                 "allowed_lateness": "90s",
             },
             "resolutions": _STEPS,
-            "output": {"publish": publish, "quantiles": [0.1, 0.5, 0.9]},
+            "output": {
+                "publish": publish,
+                "quantiles": [0.1, 0.5, 0.9],
+                "scores_topic": "scores" if scores else "",
+            },
             "model": {"network": network},
             "state": {"key_ttl": ttl, "max_keys": max_keys},
             "kafka": {"commit_interval": "0s"},
@@ -141,9 +146,10 @@ def shard(config: Settings, weights: Weights | None = None) -> Shard:
 
 
 def messages(config: Settings, turns: Iterable[Turn]) -> list[Message]:
-    """What turns publish to the output topic, in order."""
-    encoder = Encoder(config)
-    return [m for turn in turns for m in encoder.output(turn.output)]
+    """What turns publish: the output topic in order, then the scores."""
+    encoder, turns = Encoder(config), list(turns)
+    output = [m for turn in turns for m in encoder.output(turn.output)]
+    return output + [m for turn in turns for told in turn.scored for m in encoder.scores(told)]
 
 
 def busy_log(size: int, seed: int = 0) -> list[Row]:

@@ -18,7 +18,7 @@ from stream_forecaster.events import EventDecoder, Reason, Reject
 from stream_forecaster.forecasts import Encoder, Forgotten
 from stream_forecaster.records import Message
 
-SETTINGS = streams.settings()
+SETTINGS = streams.settings(scores=True)
 DOCUMENT = document(SETTINGS)
 
 
@@ -92,20 +92,33 @@ def test_every_topic_is_a_channel() -> None:
 
 
 def test_messages_are_what_it_says() -> None:
-    """Forecasts, and the three kinds of tombstones."""
+    """Forecasts, the three kinds of tombstones, and scores."""
     turn = streams.shard(SETTINGS).advance(streams.block(streams.busy_log(60)))
     later = streams.block([*streams.busy_log(60), (None, None, streams.START_MS + 4 * 3_600_000)])
     expiring = streams.shard(SETTINGS).advance(later)
     gone = [Forgotten(0, 60, b"ann"), Forgotten(0, 61, b"bob", why="shed")]
     messages = streams.messages(SETTINGS, [turn, expiring])
+    scores = [m for m in messages if m.topic == SETTINGS.output.scores_topic]
     tombstones = [m for m in messages if m.value is None]
+
+    assert len(scores) > 50
+    for message in scores:
+        check("score", message)
 
     assert len(tombstones) >= 6
     for message in [*tombstones, *map(Encoder(SETTINGS).forgotten, gone)]:
         check("tombstone", message)
     for message in messages:
-        if message.value is not None:
+        if message.value is not None and message not in scores:
             check("forecast", message)
+
+
+def test_without_scores_there_is_no_channel_for_them() -> None:
+    """They are off by default."""
+    said = document(Settings())
+
+    assert "scores" not in said["channels"]
+    assert "publishScores" not in said["operations"]
 
 
 def test_a_wrong_message_is_told() -> None:

@@ -831,15 +831,3 @@ def test_determining_survives_json() -> None:
     determining = parse({}).determining()
 
     assert json.loads(json.dumps(determining)) == determining
-
-
-@pytest.mark.parametrize(
-    ("toml", "setting"),
-    [
-        ('[output]\nscores_topic = "scores"', "output.scores_topic"),
-    ],
-)
-def test_what_has_no_effect_yet_is_refused(toml: str, setting: str) -> None:
-    """A setting that nothing heeds would be a promise not kept."""
-    with pytest.raises(ConfigError, match=setting):
-        _load(toml)

@@ -342,6 +342,7 @@ def _settings(bootstrap: str, directory: Path) -> Settings:
             "output": {
                 "topic": f"{name}.out",
                 "dead_letter_topic": f"{name}.dead",
+                "scores_topic": f"{name}.scores",
                 "quantiles": [0.1, 0.5, 0.9],
                 "publish": "every_hop",
             },

@@ -7,6 +7,7 @@ event lost or counted twice shows in everything after it.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -52,14 +53,15 @@ def judge(bootstrap: str, settings: Settings, partitions: int) -> Verdict:
     """Read input and output, and compare."""
     topics = Topics(bootstrap, partitions)
     expected, rejected, events = _undisturbed(topics, settings)
-    found, duplicate = _by_id(topics.read(settings.output.topic))
+    told = [name for name in (settings.output.topic, settings.output.scores_topic) if name]
+    found, duplicate = _by_id(chain.from_iterable(map(topics.read, told)))
     letters = Counter(
         (headers["__streams.errors.partition"], headers["__streams.errors.offset"])
         for headers in (
             dict(record.headers()) for record in topics.read(settings.output.dead_letter_topic)
         )
     )
-    written = sum(1 for _ in topics.read(settings.output.topic, "read_uncommitted"))
+    written = sum(1 for name in told for _ in topics.read(name, "read_uncommitted"))
     return Verdict(
         events=events,
         expected=len(expected),
@@ -140,7 +142,8 @@ def _undisturbed(
     for partition, records in rows.items():
         turn = Shard(settings, Calendar("UTC"), partition, 0).advance(_columns(partition, records))
         rejected |= {(b"%d" % partition, b"%d" % reject.offset) for reject in turn.rejects}
-        for message in encoder.output(turn.output):
+        scores = (encoder.scores(scored) for scored in turn.scored)
+        for message in chain(encoder.output(turn.output), *scores):
             expected[dict(message.headers)["ce_id"].decode()] = message.value
     return expected, rejected, sum(map(len, rows.values()))
 

@@ -49,7 +49,7 @@ def test_any_cutting_gives_the_same_state_and_output(
     log: list[Row], aggregate: str, publish: str, data: st.DataObject
 ) -> None:
     """One poll or many: the same messages in the same order, the same rejects, the same bytes."""
-    _assert_alike(settings(aggregate, publish), log, data.draw(cuts(len(log))))
+    _assert_alike(settings(aggregate, publish, scores=True), log, data.draw(cuts(len(log))))
 
 
 @_few

@@ -119,7 +119,7 @@ def test_any_schedule_of_deaths_gives_the_uninterrupted_output(
 ) -> None:
     """Nothing lost, nothing doubled, nothing different, in each partition's order."""
     partitions = {0: log[0], 1: [_other_user(row) for row in log[1]]}
-    _assert_undisturbed(settings(publish="changed"), partitions, draws, sizes)
+    _assert_undisturbed(settings(publish="changed", scores=True), partitions, draws, sizes)
 
 
 @effort(max_examples=3)
