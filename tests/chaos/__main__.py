@@ -56,7 +56,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     return Plan(
         seconds=options.seconds,
         seed=options.seed,
-        kills=round(10 * minutes),
+        kills=round(options.kills * minutes),
         stops=round(5 * minutes),
         ends=round(minutes),
         scalings=round(minutes),
@@ -78,6 +78,9 @@ def main() -> int:
     parser.add_argument("--embedded", action="store_true", help="even if KAFKA_HOME is set")
     parser.add_argument("--deaths", type=float, default=0.5, help="of a transaction")
     parser.add_argument("--self-stops", type=float, default=0.1, help="of a transaction")
+    parser.add_argument(
+        "--kills", type=float, default=10.0, help="from outside, a minute; one to three at once"
+    )
     parser.add_argument("--faults", type=float, default=0.001, help="of a request")
     parser.add_argument("--workers", type=int, default=5)
     parser.add_argument("--partitions", type=int, default=8)
