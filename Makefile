@@ -38,9 +38,8 @@ lint: .venv/installed ## ruff and mypy, as CI runs them
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv/installed .venv-bench/installed ## every benchmark, one after the other
-	@for script in benchmarks/*.py; do echo "== $$script"; \
-		PYTHONPATH=tests $(BIN)/python "$$script" $(ARGS) || exit; done
+bench: .venv/installed .venv-bench/installed ## every benchmark, then one table (ARGS="--quick")
+	PYTHONPATH=.:tests $(BIN)/python benchmarks/suite.py $(ARGS)
 
 docs: .venv/installed ## write the reference pages of docs/ anew, from the code
 	$(BIN)/python docs/generate.py

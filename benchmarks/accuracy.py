@@ -16,8 +16,6 @@ included.
 """
 
 import argparse
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -30,6 +28,8 @@ import tomli_w
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure.figures import say
+from benchmarks.measure.machine import describe
 from benchmarks.protocol.scores import naive_scores, read_paths, score
 from benchmarks.protocol.streams import STREAMS, Rows, Truth, write_events
 
@@ -103,7 +103,7 @@ def backtest(work: Path, name: str, rows: Rows, settings: dict[str, Any]) -> dic
 
 def evaluate(path: Path, truth: Truth, horizons: tuple[int, ...]) -> dict[int, Scores]:
     """Score a file of messages at each horizon."""
-    _say(f"reading {path.stat().st_size / 1e6:,.0f} MB of messages")
+    say(f"reading {path.stat().st_size / 1e6:,.0f} MB of messages")
     with path.open("rb") as lines:
         paths = read_paths(lines, truth, max(horizons))
     return {horizon: score(truth, paths, horizon) for horizon in horizons}
@@ -115,7 +115,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     truth, rows = stream.read(options.data, options.limit)
     runs = []
     for seed in options.seeds if options.network and not options.score else options.seeds[:1]:
-        _say(f"{name}, seed {seed}: {len(rows.key):,} events of {len(truth.keys)} keys")
+        say(f"{name}, seed {seed}: {len(rows.key):,} events of {len(truth.keys)} keys")
         run: dict[str, Any] = {"seed": seed}
         if options.score:
             path = options.score
@@ -217,10 +217,6 @@ def _children_cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("streams", nargs="*", metavar="STREAM", help=f"{', '.join(STREAMS)} or all")
@@ -252,13 +248,12 @@ def main() -> None:
         try:
             results[name] = measure(name, options)
         except FileNotFoundError as missing:
-            _say(f"{name} is left out: {missing}")
+            say(f"{name} is left out: {missing}")
         else:
             if not options.json:
                 show_stream(console, name, results[name])
     if options.json:
-        machine = {"machine": platform.platform(), "cpus": os.cpu_count()}
-        everything = machine | {"streams": results}
+        everything = {"machine": describe(), "streams": results}
         print(orjson.dumps(everything, option=orjson.OPT_NON_STR_KEYS).decode())
     elif results:
         show_goals(console, results)

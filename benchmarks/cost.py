@@ -1,6 +1,6 @@
 """What a forecast costs: microseconds per key and hop, on one core, beside a bare LSTM.
 
-    python benchmarks/cost.py [--keys 1024] [--hops 60] [--rounds 3] [--json]
+    python benchmarks/cost.py [--keys 1024] [--hops 60] [--rounds 3] [--json FILE]
 
 One key and hop is all that a published message takes at the default resolutions: close the minute's
 bucket, and once an hour the hour's; score what landed, learn, forecast every one of the next thirty
@@ -12,15 +12,14 @@ network's hidden size over a window of the same length, one bucket a step: what 
 nothing else. All rows are taken in turn, round by round, in one process; the median is printed.
 """
 
-import argparse
-import json
-import statistics
-import sys
 import time
+from functools import partial
 
 import numpy as np
 import torch
 
+from benchmarks.measure.figures import Ratio, Report, Row, parser
+from benchmarks.measure.turns import median, take_turns
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings
 from stream_forecaster.keys import KeyTable
@@ -32,15 +31,37 @@ _START_MS = 1_767_571_200_000  # 2026-01-05, a Monday
 _WARM_UP_HOPS = 40
 _HIDDEN = 48
 
+_BARE = "bare LSTM"
 _METERED = 8
 """One key in so many is forecast by the network where it is metered."""
+
+
+DEFAULTS = Settings()
 
 
 class Worker:
     """One way to forecast, with keys that have been there for a while."""
 
-    def __init__(self, pace: Pace | None, keys: int, *, network_keys: int = 0) -> None:
-        settings = Settings.model_validate({"model": {"network_keys": network_keys}})
+    def __init__(
+        self,
+        pace: Pace | None,
+        keys: int,
+        *,
+        network_keys: int = 0,
+        settings: Settings = DEFAULTS,
+        warm_up: int = _WARM_UP_HOPS,
+    ) -> None:
+        """Forecast for some hops, so that all keys have a history.
+
+        Args:
+            pace: at which the network learns; None: there is none.
+            keys: how many.
+            network_keys: how many of them the network forecasts at a hop; 0: all.
+            settings: all others.
+            warm_up: how many hops.
+        """
+        model = settings.model.model_copy(update={"network_keys": network_keys})
+        settings = settings.model_copy(update={"model": model})
         table = KeyTable()
         learner = learner_for(settings, 0, pace=pace) if pace else None
         self._scales = Scales(table, Calendar("UTC"), settings, learner)
@@ -48,70 +69,77 @@ class Worker:
         names = [b"%d" % key for key in range(keys)]
         self._slots = table.intern(names, np.full(keys, _START_MS))
         self._rng, self._minute = np.random.default_rng(0), 0
-        self.run(_WARM_UP_HOPS)
+        self.run(warm_up)
 
     def run(self, hops: int) -> float:
-        """Seconds spent in closing buckets and forecasting every key, so many hops."""
+        """CPU seconds spent in closing buckets and forecasting every key, so many hops."""
         spent_s = 0.0
         for _ in range(hops):
             now_ms = _START_MS + 60_000 * self._minute
             value = self._rng.poisson(2.0, len(self._slots)).astype(np.float64)
             self._scales.absorb(self._slots, np.full(len(self._slots), now_ms, np.int64), value)
             self._minute += 1
-            hop_ms, begin_s = now_ms + 60_000, time.perf_counter()
+            hop_ms, begin_s = now_ms + 60_000, time.process_time()
             for _ in self._scales.close(hop_ms):
                 pass
             for issued in self._scales.issue(hop_ms):
                 issued.paths(self._slots[issued.rows])
-            spent_s += time.perf_counter() - begin_s
+            spent_s += time.process_time() - begin_s
         return spent_s
 
 
 def bare_lstm_s(keys: int, hops: int) -> float:
-    """Seconds for so many forward passes of nothing but an LSTM."""
+    """CPU seconds for so many forward passes of nothing but an LSTM."""
     lstm = torch.nn.LSTM(1, _HIDDEN, batch_first=True)
     window = torch.randn(keys, Settings().resolutions[0].context, 1)
-    begin_s = time.perf_counter()
+    begin_s = time.process_time()
     with torch.inference_mode():
         for _ in range(hops):
             lstm(window)
-    return time.perf_counter() - begin_s
+    return time.process_time() - begin_s
 
 
-def main() -> int:
-    """Time all rows and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keys", type=int, default=1024)
-    parser.add_argument("--hops", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+_DOES = {
+    "pool": "the experts, fusion, calibration and agreement; no network",
+    "network, metered": "and the network for one key in eight, trained",
+    "network": "and the network for every key, never trained",
+    "network, trained": "and the network for every key, trained: the defaults",
+    _BARE: "a forward pass of torch's LSTM of the network's hidden size over a window of the same "
+    "length, a bucket a step: no score, no quantiles, nothing learned",
+}
+
+
+def main() -> None:
+    """Time all in turn."""
+    asked = parser(__doc__, rounds=3)
+    asked.add_argument("--keys", type=int, default=1024)
+    asked.add_argument("--hops", type=int, default=60)
+    options = asked.parse_args()
     torch.set_num_threads(1)
-    keys = options.keys
+    keys, hops = options.keys, options.hops
     workers = {
         "pool": Worker(None, keys),
         "network, metered": Worker(Pace(), keys, network_keys=max(1, keys // _METERED)),
         "network": Worker(Pace(repeat=0), keys),
         "network, trained": Worker(Pace(), keys),
     }
-    taken: dict[str, list[float]] = {name: [] for name in (*workers, "bare LSTM")}
-    for turn in range(options.rounds):
-        print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
-        for name, worker in workers.items():
-            taken[name].append(worker.run(options.hops))
-        taken["bare LSTM"].append(bare_lstm_s(options.keys, options.hops))
-    per_key = {
-        name: round(1e6 * statistics.median(seconds) / options.hops / options.keys, 2)
-        for name, seconds in taken.items()
-    }
-    if options.json:
-        print(json.dumps({"keys": options.keys, "us_per_key_and_hop": per_key}))
-        return 0
-    print(f"{options.keys} keys, microseconds per key and hop:")
-    for name, cost in per_key.items():
-        print(f"  {name:<16}{cost:8.1f}{cost / per_key['bare LSTM']:8.2f} x the bare LSTM")
-    return 0
+    contenders = {name: partial(worker.run, hops) for name, worker in workers.items()}
+    taken = take_turns({**contenders, _BARE: partial(bare_lstm_s, keys, hops)}, options.rounds)
+    us = {name: 1e6 * median(seconds) / hops / keys for name, seconds in taken.items()}
+    rows = [
+        Row(
+            name,
+            cost,
+            "us of CPU per key and hop",
+            f"{keys:,} keys, one minute's hop, 61 steps with quantiles",
+            _DOES[name],
+            ratios=() if name == _BARE else (Ratio(cost / us[_BARE], f"x {_BARE}"),),
+            ours=name != _BARE,
+        )
+        for name, cost in us.items()
+    ]
+    Report("hop", rows, taken).finish(options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

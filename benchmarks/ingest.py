@@ -1,155 +1,251 @@
-"""Events per second and CPU per event, beside Quix Streams, on one broker and one topic.
+"""Events per second and CPU per event, broker to windows, beside what others need for it.
 
     make bench                                   # installs Quix Streams into .venv-bench
-    python benchmarks/ingest.py --events 1000000 --rounds 3 --json results.json
+    PEERS=/folder python benchmarks/ingest.py --keys 10000 --codecs none --events 1000000
 
-100-byte JSON events of 10,000 keys in four partitions; a millisecond of event time between two
-events, so a hop every 60,000. On Apache Kafka from KAFKA_HOME, or the cluster at
-KAFKA_BOOTSTRAP_SERVERS, else on the embedded broker. The contenders take turns, one process each;
-CPU is user and system time of that process over the second half of the events.
+100-byte JSON events in four partitions of one topic, a millisecond of event time between two, so a
+hop every 60,000; every combination of `--keys` and `--codecs` is a topic of its own. On Apache
+Kafka from KAFKA_HOME, or the cluster at KAFKA_BOOTSTRAP_SERVERS, else on the embedded broker. The
+contenders take turns, one process each, on a core of its own; CPU is user and system time of that
+process over the second half of the events, for which there are at least twice as many as keys.
 
-PEERS names a folder of programs for the JVM to be timed beside ours: there is to be a
-`kafka-streams/run BOOTSTRAP TOPIC EVENTS consume`, which prints events/s and CPU-s per million.
+PEERS names a folder of programs for the JVM to be timed beside ours: `kafka-streams/run BOOTSTRAP
+TOPIC EVENTS consume|mem` and `flink/run BOOTSTRAP TOPIC EVENTS window`, which print events/s and
+CPU-s per million of their second half (the consumer: of its third time over the topic). They read
+four partitions; Kafka Streams writes to a topic `ks-out`. With few events they do not get warm.
 """
 
 import argparse
 import json
 import os
-import platform
-import statistics
-import subprocess
+import re
+import shutil
 import sys
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 
-from brokers import create_topic, most_real, most_real_broker
-from confluent_kafka import Producer
-from rich.console import Console
-from rich.table import Table
+from brokers import Served, Wire, create_topic, most_real_broker
+from kafka.protocol.admin import CreateTopicsRequest
 
+from benchmarks.live.load import Load, load
+from benchmarks.measure.figures import Bound, Ratio, Report, Row, parser, say, spelled
+from benchmarks.measure.machine import apart, pinned, run_alone
+from benchmarks.measure.turns import median, per_million, take_turns
 from stream_forecaster import config
 from stream_forecaster.edge.topics import create_topics
 
-_HERE = Path(__file__).parent
-_OURS = _HERE / "contenders" / "ours.py"
-_QUIX = _HERE / "contenders" / "quixstreams_count.py"
+_CONTENDERS = Path(__file__).parent / "contenders"
 _PARTITIONS = 4
-_START_MS = 1_767_312_000_000
-_OUT_OF = {
-    "quixstreams: tumbling count": ("quix", ""),
-    "kafka-python: poll": ("ours", "client"),
-    "Java consumer, JSON parsed": ("java", "consume"),
-    "ours: records as columns": ("ours", "poll"),
-    "ours: events, keys as slots": ("ours", "arrays"),
-    "ours: windows at three resolutions": ("ours", "windows"),
-    "ours: and closing, scoring, learning": ("ours", "hops"),
-    "ours: everything, published exactly once": ("ours", "all"),
+_PATIENCE_S = 900.0
+_UNIT = "CPU-s per million events"
+Run = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to read a topic.
+
+    Attributes:
+        kind: what starts it: ours, confluent, quix, or a folder of PEERS.
+        mode: what it is told to do.
+        does: what it does, and what not.
+        most_keys: with more it takes too long.
+    """
+
+    kind: str
+    mode: str
+    does: str
+    most_keys: int = 1 << 30
+
+
+_OURS = "ours: windows at three resolutions"
+_JAVA = "Java consumer, JSON parsed"
+_STREAMS = "Kafka Streams: windowed count"
+_FLINK = "Flink: windowed count"
+_QUIX = "quixstreams: tumbling count"
+CONTENDERS = {
+    _QUIX: Contender(
+        "quix", "", "JSON decoded, counts per key and 10 s in RocksDB, without a changelog"
+    ),
+    _STREAMS: Contender(
+        "kafka-streams",
+        "mem",
+        "JSON parsed, counts per key and 10 s, grace 2 min, in memory with a changelog on the "
+        "broker, changes published; at least once",
+    ),
+    _FLINK: Contender(
+        "flink",
+        "window",
+        "JSON parsed, counts per key and 10 s of event time, 2 min of lateness, on the heap; "
+        "local, no checkpoints, results discarded",
+    ),
+    "kafka-python: poll": Contender(
+        "ours", "client", "our client as it comes: an object per record, nothing parsed", 100_000
+    ),
+    "confluent-kafka: consume": Contender(
+        "confluent", "", "librdkafka: an object per record, nothing parsed, nothing counted"
+    ),
+    _JAVA: Contender(
+        "kafka-streams",
+        "consume",
+        "the Java client and Jackson's streaming parser: nothing grouped, nothing counted; warm",
+    ),
+    "ours: records as columns": Contender("ours", "poll", "fetched and decoded, nothing parsed"),
+    "ours: events, keys as slots": Contender("ours", "arrays", "and JSON decoded, keys looked up"),
+    _OURS: Contender(
+        "ours",
+        "windows",
+        "and counted per key at three resolutions (hour, 6 h, day: no hop is due); no output",
+    ),
+    "ours: and closing, scoring, learning": Contender(
+        "ours",
+        "hops",
+        "at the default resolutions with a hop every 60,000 events: every key is scored, learned "
+        "from and forecast, network and training included; no output",
+        100_000,
+    ),
+    "ours: everything, exactly once": Contender(
+        "ours", "all", "and forecasts that moved published in transactions with offsets", 100_000
+    ),
 }
+_MUST = {
+    _QUIX: Bound(least=25.0),
+    _STREAMS: Bound(least=10.0),
+    _FLINK: Bound(least=5.0),
+    _JAVA: Bound(least=1.0),
+}
+"""How many times cheaper than these our windows must be."""
 
 
-def load(bootstrap: str, topic: str, events: int, keys: int) -> None:
-    """Put `events` events of 100 bytes into the topic."""
-    producer = Producer(
-        {"bootstrap.servers": bootstrap, "linger.ms": 50, "batch.num.messages": 10_000}
-    )
-    for i in range(events):
-        key = i * 7_919 % keys
-        value = (
-            f'{{"user_id":"u{key:06d}","ts":{_START_MS + i},"type":"click","page":"/p/{i % 997}"'
-        )
-        value += f',"x":"{"y" * (92 - len(value))}"}}'
-        while True:
-            try:
-                producer.produce(topic, value, f"u{key:06d}", partition=key % _PARTITIONS)
-                break
-            except BufferError:
-                producer.poll(0.1)
-        if i % 1000 == 0:
-            producer.poll(0)
-    producer.flush()
-
-
-def measure(name: str, bootstrap: str, topic: str, events: int, quix: str) -> dict[str, float]:
+def measure(name: str, told: list[str], quix: str, core: list[int]) -> Run:
     """One run of one contender, in a process of its own."""
-    kind, mode = _OUT_OF[name]
-    told = [bootstrap, topic, str(events)]
+    contender = CONTENDERS[name]
     command = {
-        "quix": [quix, str(_QUIX), *told],
-        "java": [f"{os.environ.get('PEERS')}/kafka-streams/run", *told, mode],
-        "ours": [sys.executable, str(_OURS), *told, mode],
-    }[kind]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+        "quix": [quix, str(_CONTENDERS / "quixstreams_count.py"), *told],
+        "confluent": [sys.executable, str(_CONTENDERS / "confluent_consume.py"), *told],
+        "ours": [sys.executable, str(_CONTENDERS / "ours.py"), *told, contender.mode],
+    }.get(contender.kind) or [f"{os.environ['PEERS']}/{contender.kind}/run", *told, contender.mode]
+    done = run_alone(command, core, _PATIENCE_S)
     if done.returncode or not done.stdout.strip():
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    last = done.stdout.splitlines()[-1]
-    if kind == "java":  # the third time over the topic, when it is warm
-        *_, rate, _, _, cpu, _ = last.split()
-        return {
-            "events": events,
-            "wall_s": events / float(rate),
-            "cpu_s": float(cpu) * events / 1e6,
-        }
-    result: dict[str, float] = json.loads(last)
+        raise SystemExit(f"{name} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
+    if contender.kind not in {"ours", "confluent", "quix"}:
+        return said_by_peer(done.stdout, int(told[2]))
+    result: Run = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def show(results: dict[str, list[dict[str, float]]], events: int) -> None:
-    """The table: medians over the rounds."""
-    table = Table(title=f"{events:,} events, {most_real()}; medians of the rounds")
-    for column in ("", "events/s", "CPU-s per million", "times less CPU than Quix", "also"):
-        table.add_column(column, justify="left" if column in {"", "also"} else "right")
-    cpu = {
-        name: statistics.median(run["cpu_s"] / run["events"] for run in runs) * 1e6
-        for name, runs in results.items()
-    }
-    quix = cpu.get("quixstreams: tumbling count")
+def said_by_peer(output: str, events: int) -> Run:
+    """What a program for the JVM has measured, as ours say it.
+
+    They print lines of `RATE ev/s cpu SECONDS s/M`, the warmest part last.
+
+    Raises:
+        ValueError: there is no such thing, or not of as many events.
+    """
+    found = re.findall(r"([\d.]+) ev/s\s+cpu ([\d.]+) s/M", output)
+    if not found:
+        raise ValueError(f"no figures in what it says: {output[-500:]!r}")
+    rate, cpu = map(float, found[-1])
+    if not rate or not cpu:
+        raise ValueError(f"it has not counted to the end: {output[-500:]!r}")
+    return {"events": events, "wall_s": events / rate, "cpu_s": cpu * events / 1e6}
+
+
+def rows(case: str, results: dict[str, list[Run]]) -> list[Row]:
+    """Medians over the rounds, and how many times cheaper our windows are."""
+    cost = {name: per_million(runs, "cpu_s", "events") for name, runs in results.items()}
+    found = []
     for name, runs in results.items():
-        rate = statistics.median(run["events"] / run["wall_s"] for run in runs)
+        rate = median(run["events"] / run["wall_s"] for run in runs)
         others = {k: v for k, v in runs[-1].items() if k not in {"events", "wall_s", "cpu_s"}}
-        also = ", ".join(f"{v:,.0f} {k.replace('_', ' ')}" for k, v in others.items())
-        ratio = f"{quix / cpu[name]:.1f}" if quix else "-"
-        table.add_row(name, f"{rate:,.0f}", f"{cpu[name]:.2f}", ratio, also)
-    Console(width=130).print(table)
+        also = [f"{rate:,.0f} events/s"]
+        also += [f"{spelled(v)} {k.replace('_', ' ')}" for k, v in others.items()]
+        ours = name.startswith("ours")
+        ratios = tuple(
+            Ratio(cost[other] / cost[name], f"x cheaper than {other}", must)
+            for other, must in _MUST.items()
+            if name == _OURS and other in cost
+        )
+        does = CONTENDERS[name].does
+        found.append(Row(name, cost[name], _UNIT, case, does, ", ".join(also), ratios, ours=ours))
+    return found
+
+
+def in_the_way(quix: str) -> dict[str, str]:
+    """Kinds of contenders that cannot be had here, and why."""
+    missing = {}
+    if not shutil.which(quix):
+        missing["quix"] = f"quixstreams: no {quix} (make .venv-bench/installed)"
+    for kind in ("kafka-streams", "flink"):
+        if "PEERS" not in os.environ:
+            missing[kind] = f"{kind}: PEERS names no folder"
+        elif not shutil.which("javac"):
+            missing[kind] = f"{kind}: no Java compiler"
+    return missing
+
+
+def prepare(broker: Served, keys: int, codec: str, events: int) -> str:
+    """A loaded topic, and those that ours publish to."""
+    topic = create_topic(broker, _PARTITIONS)
+    create_topics(
+        config.parse(
+            {
+                "kafka": {"bootstrap_servers": broker.bootstrap},
+                "input": {"topic": topic},
+                "output": {"topic": f"{topic}.forecasts", "dead_letter_topic": f"{topic}.dead"},
+            }
+        ),
+        _PARTITIONS,
+    )
+    say(f"loading {events:,} events of {keys:,} keys, {codec} ...")
+    load(broker.bootstrap, topic, _PARTITIONS, Load(events, keys, codec))
+    return topic
+
+
+def create_output_of_streams(broker: Served) -> None:
+    """The topic that Kafka Streams is to write to; it may be there."""
+    topic = CreateTopicsRequest.CreatableTopic(
+        name="ks-out", num_partitions=_PARTITIONS, replication_factor=-1, assignments=[], configs=[]
+    )
+    wire = Wire(broker.bootstrap)
+    wire.ask(CreateTopicsRequest(topics=[topic], timeout_ms=10_000), 4)
+    wire.close()
+
+
+def _options() -> argparse.Namespace:
+    options = parser(__doc__, rounds=3)
+    options.add_argument("--events", type=int, default=1_000_000)
+    options.add_argument("--keys", default="10000,1000000")
+    options.add_argument("--codecs", default="none,zstd", help="of the topic's batches")
+    options.add_argument("--quix", default=".venv-bench/bin/python", help="a Python that has it")
+    options.add_argument("--only", default="", help="contenders whose names have this in them")
+    return options.parse_args()
 
 
 def main() -> None:
     """Load, let them take turns, show."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--events", type=int, default=500_000)
-    parser.add_argument("--keys", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quix", default=".venv-bench/bin/python", help="a Python that has it")
-    parser.add_argument("--only", default="", help="contenders whose names have this in them")
-    parser.add_argument("--json", help="write every run's figures there")
-    options = parser.parse_args()
-    there = {"ours": True, "quix": Path(options.quix).exists(), "java": "PEERS" in os.environ}
-    names = [n for n in _OUT_OF if there[_OUT_OF[n][0]] and (options.only in n)]
-    if not all(there.values()):
-        print(f"left out: {[kind for kind in there if not there[kind]]}", file=sys.stderr)
-    with most_real_broker() as broker:
-        topic = create_topic(broker, _PARTITIONS)
-        create_topics(
-            config.parse(
-                {
-                    "kafka": {"bootstrap_servers": broker.bootstrap},
-                    "input": {"topic": topic},
-                    "output": {"topic": f"{topic}.forecasts", "dead_letter_topic": f"{topic}.dead"},
-                }
-            ),
-            _PARTITIONS,
-        )
-        print(f"loading {options.events:,} events ...", file=sys.stderr)
-        load(broker.bootstrap, topic, options.events, options.keys)
-        results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-        for turn in range(options.rounds):
-            for name in names:
-                print(f"round {turn + 1}/{options.rounds}: {name}", file=sys.stderr)
-                results[name].append(
-                    measure(name, broker.bootstrap, topic, options.events, options.quix)
-                )
-    show(results, options.events)
-    if options.json:
-        machine = {"machine": platform.platform(), "cpus": os.cpu_count(), "broker": most_real()}
-        Path(options.json).write_text(json.dumps(machine | {"results": results}, indent=1))
+    options = _options()
+    missing, (others, core) = in_the_way(options.quix), apart()
+    found, runs = [], {}
+    with pinned(others), most_real_broker() as broker:
+        create_output_of_streams(broker)
+        for keys, codec in product(map(int, options.keys.split(",")), options.codecs.split(",")):
+            events = max(options.events, 2 * keys)
+            topic = prepare(broker, keys, codec, events)
+            told = [broker.bootstrap, topic, str(events)]
+            contenders = {
+                name: partial(measure, name, told, options.quix, core)
+                for name, contender in CONTENDERS.items()
+                if contender.kind not in missing
+                and options.only in name
+                and keys <= contender.most_keys
+            }
+            case = f"{keys:,} keys, {'uncompressed' if codec == 'none' else codec}"
+            runs[case] = take_turns(contenders, options.rounds)
+            found += rows(case, runs[case])
+    Report("ingest", found, runs, left_out=[*missing.values()]).finish(options)
 
 
 if __name__ == "__main__":

@@ -10,54 +10,54 @@ orjson and msgspec take to write such a message from ready dictionaries and list
 turns in this process.
 """
 
-import argparse
 import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import orjson
-from brokers import create_topic, most_real, most_real_broker
+from brokers import Served, create_topic, most_real_broker
 from drawn import drawn_forecast
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.measure.figures import Bound, Ratio, Report, Row, parser
+from benchmarks.measure.machine import apart, pinned, run_alone
+from benchmarks.measure.turns import median, per_million, take_turns
 from stream_forecaster.config import parse
 from stream_forecaster.forecasts import Encoder
 
-_HERE = Path(__file__).parent
-_PUBLISHING = _HERE / "contenders" / "publishing.py"
+_PUBLISHING = Path(__file__).parent / "contenders" / "publishing.py"
 _PARTITIONS = 4
-_WHO = ("kafka-python", "confluent", "ours")
-_SHAPES = ("small", "forecast")
-_CODECS = ("none", "zstd")
+_WHO = {
+    "kafka-python": "its producer, record by record",
+    "confluent": "librdkafka, through confluent-kafka",
+    "ours": "kafka-python's producer, given whole batches",
+}
+_MUST = {
+    ("small", "kafka-python"): Bound(least=20.0),
+    ("small", "confluent"): Bound(least=1.0),
+    ("forecast", "confluent"): Bound(least=1.0),
+}
+"""How many times cheaper than these ours must be; whole forecasts are mostly bytes to copy."""
+_ENCODING_MUST = Bound(most=25.0)
 _KEYS = 1_000
-Runs = dict[str, list[dict[str, float]]]
+_OURS = "ours: whole messages, from arrays"
+Run = dict[str, float]
 
 
-def measure(bootstrap: str, who: str, codec: str, shape: str, seconds: float) -> dict[str, float]:
+def measure(served: Served, who: str, shape: str, codec: str, seconds: float) -> Run:
     """One run of one producer, in a process of its own, on a topic of its own."""
-    topic = create_topic(_Served(bootstrap), _PARTITIONS)
-    command = [sys.executable, str(_PUBLISHING), bootstrap, topic, who, codec, shape, str(seconds)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    topic = create_topic(served, _PARTITIONS)
+    command = [sys.executable, str(_PUBLISHING), served.bootstrap, topic, who, codec, shape]
+    done = run_alone([*command, str(seconds)], apart()[1])
     if done.returncode:
         raise SystemExit(f"{who} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    result: Run = json.loads(done.stdout.splitlines()[-1])
     return result
-
-
-class _Served:
-    """A broker by its address."""
-
-    def __init__(self, bootstrap: str) -> None:
-        self.bootstrap = bootstrap
 
 
 def encoders() -> dict[str, Callable[[], Any]]:
@@ -67,73 +67,71 @@ def encoders() -> dict[str, Callable[[], Any]]:
     values = [orjson.loads(m.value) for m in encoder.forecast(forecast) if m.value]
     encode = msgspec.json.Encoder().encode
     return {
-        "ours: whole messages, from arrays": lambda: list(encoder.forecast(forecast)),
+        _OURS: lambda: list(encoder.forecast(forecast)),
         "orjson: values, from dicts and lists": lambda: [orjson.dumps(value) for value in values],
         "msgspec: values, from dicts and lists": lambda: [encode(value) for value in values],
     }
 
 
-def encode(rounds: int) -> dict[str, list[float]]:
-    """Microseconds of CPU a message, round by round."""
-    contenders = encoders()
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            begin_s = time.process_time()
-            run()
-            taken[name].append((time.process_time() - begin_s) / _KEYS * 1e6)
-    return taken
+def _us(run: Callable[[], Any]) -> float:
+    """Microseconds of CPU a message."""
+    begin_s = time.process_time()
+    run()
+    return (time.process_time() - begin_s) / _KEYS * 1e6
 
 
-def show(published: Runs, encoded: dict[str, list[float]]) -> None:
-    """Two tables: medians over the rounds."""
-    table = Table(title=f"records published in transactions, {most_real()}; medians of the rounds")
-    for column in ("", "records/s", "CPU-s per million", "x kafka-python", "x confluent"):
-        table.add_column(column, justify="right" if column else "left")
-    cost = {
-        name: statistics.median(run["cpu_s"] / run["records"] * 1e6 for run in runs)
-        for name, runs in published.items()
-    }
-    for name, runs in published.items():
-        what = name.rpartition(", ")[0]
-        rate = statistics.median(run["records"] / run["wall_s"] for run in runs)
-        ratios = [f"{cost[f'{what}, {other}'] / cost[name]:.1f}" for other in _WHO[:2]]
-        table.add_row(name, f"{rate:,.0f}", f"{cost[name]:.2f}", *ratios)
-    Console(width=120).print(table)
-    table = Table(title="JSON of a default message; medians of the rounds, and the best")
-    for column in ("", "us a message", "best", "x ours"):
-        table.add_column(column, justify="right" if column else "left")
-    medians = {name: statistics.median(taken) for name, taken in encoded.items()}
-    least = next(iter(medians.values()))
-    for name, taken in encoded.items():
-        ratio = medians[name] / least
-        table.add_row(name, f"{medians[name]:.1f}", f"{min(taken):.1f}", f"{ratio:.2f}")
-    Console(width=120).print(table)
+def published_rows(shape: str, codec: str, results: dict[str, list[Run]]) -> list[Row]:
+    """Medians of one shape and codec, and how many times cheaper ours is."""
+    case = f"{'130-byte records' if shape == 'small' else 'forecasts of 4.8 KB'}, {codec}"
+    cost = {who: per_million(runs, "cpu_s", "records") for who, runs in results.items()}
+    found = []
+    for who, runs in results.items():
+        rate = median(run["records"] / run["wall_s"] for run in runs)
+        ratios = tuple(
+            Ratio(cost[other] / cost[who], f"x cheaper than {other}", _must(shape, codec, other))
+            for other in results
+            if who == "ours" != other
+        )
+        does = f"transactions of records whose bytes are ready; {_WHO[who]}"
+        unit, also = "CPU-s per million records", f"{rate:,.0f} records/s"
+        found.append(Row(who, cost[who], unit, case, does, also, ratios, ours=who == "ours"))
+    return found
+
+
+def _must(shape: str, codec: str, other: str) -> Bound | None:
+    return _MUST.get((shape, other)) if codec == "none" else None
+
+
+def encoded_rows(taken: dict[str, list[float]]) -> list[Row]:
+    """Medians of the encoders."""
+    cost = {name: median(us) for name, us in taken.items()}
+    found = []
+    for name, us in cost.items():
+        ours = name == _OURS
+        ratios = () if ours else (Ratio(us / cost[_OURS], "x ours"),)
+        also, must = f"{min(taken[name]):.1f} at best", _ENCODING_MUST if ours else None
+        case, unit = "a default message as JSON", "us of CPU per message"
+        found.append(Row(name, us, unit, case, "", also, ratios, must, ours))
+    return found
 
 
 def main() -> None:
     """Let them take turns, show."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=3.0, help="of CPU, in each run")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", help="write every run's figures there")
-    options = parser.parse_args()
-    published: Runs = {}
-    with most_real_broker() as broker:
-        for turn in range(options.rounds):
-            for shape in _SHAPES:
-                for codec in _CODECS:
-                    for who in _WHO:
-                        name = f"{shape}, {codec}, {who}"
-                        print(f"round {turn + 1}/{options.rounds}: {name}", file=sys.stderr)
-                        run = measure(broker.bootstrap, who, codec, shape, options.seconds)
-                        published.setdefault(name, []).append(run)
-    encoded = encode(5 * options.rounds)
-    show(published, encoded)
-    if options.json:
-        machine = {"machine": platform.platform(), "cpus": os.cpu_count(), "broker": most_real()}
-        results = {"published": published, "encoded_us": encoded}
-        Path(options.json).write_text(json.dumps(machine | results, indent=1))
+    asked = parser(__doc__, rounds=3)
+    asked.add_argument("--seconds", type=float, default=3.0, help="of CPU, in each run")
+    options = asked.parse_args()
+    runs: dict[str, Any] = {}
+    found: list[Row] = []
+    with pinned(apart()[0]), most_real_broker() as broker:
+        for shape, codec in product(("small", "forecast"), ("none", "zstd")):
+            contenders = {
+                who: partial(measure, broker, who, shape, codec, options.seconds) for who in _WHO
+            }
+            runs[f"{shape}, {codec}"] = results = take_turns(contenders, options.rounds)
+            found += published_rows(shape, codec, results)
+    each = {name: partial(_us, run) for name, run in encoders().items()}
+    runs["encoded_us"] = encoded = take_turns(each, 5 * options.rounds)
+    Report("publish", [*found, *encoded_rows(encoded)], runs).finish(options)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.live.pipeline import START_MS, Pipeline
+from benchmarks.measure.machine import resident_bytes, status
 
 _EVERY_S = 5.0
 _WARM_UP = 0.25
@@ -63,10 +64,8 @@ class Sample(NamedTuple):
 
 def look(pid: int, at_s: float, events: int) -> Sample:
     """Read /proc."""
-    process = Path("/proc") / str(pid)
-    said = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-    resident = int(said["VmRSS"].split()[0]) * 1024
-    return Sample(at_s, events, resident, len([*(process / "fd").iterdir()]), int(said["Threads"]))
+    descriptors = len([*Path(f"/proc/{pid}/fd").iterdir()])
+    return Sample(at_s, events, resident_bytes(pid), descriptors, int(status(pid)["Threads"]))
 
 
 def soak(pipeline: Pipeline, process: Popen[bytes], seconds: float, keys: int) -> Iterator[Sample]:
@@ -75,10 +74,7 @@ def soak(pipeline: Pipeline, process: Popen[bytes], seconds: float, keys: int) -
     begin_s = looked_s = time.monotonic()
     done, seen, ahead = 0, 0, _LEAST_AHEAD
     while (now_s := time.monotonic()) - begin_s < seconds:
-        if process.poll() is not None:
-            raise SystemExit(
-                f"the worker ended with {process.returncode}:\n{pipeline.log()[-3000:]}"
-            )
+        pipeline.check(process)
         if now_s - looked_s >= _EVERY_S:
             before, seen = seen, sum(pipeline.committed())
             ahead = max(_LEAST_AHEAD, round(_AHEAD_S * (seen - before) / (now_s - looked_s)))

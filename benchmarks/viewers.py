@@ -1,6 +1,6 @@
 """What people who look at the page cost: events per CPU-second with nobody there, and with five.
 
-    python benchmarks/viewers.py [--events 300000] [--keys 1000] [--viewers 5] [--rounds 3] [--json]
+    python benchmarks/viewers.py [--events 300000] [--keys 1000] [--viewers 5] [--rounds 3]
 
 The real service reads a log in memory as fast as it can, in one process with its HTTP server, and
 viewers in processes of their own read streams: each the overview, the list of keys, and a key that
@@ -9,17 +9,17 @@ CPU-seconds of the whole process, so that it matters little what else the machin
 is left out: it would make everything else dearer, and viewers look small.
 """
 
-import argparse
-import json
-import statistics
 import subprocess
 import sys
 import time
 from contextlib import closing
+from functools import partial
 
 import structlog
 from prometheus_client import CollectorRegistry
 
+from benchmarks.measure.figures import Report, Row, parser
+from benchmarks.measure.turns import median, take_turns
 from stream_forecaster.config import Http, parse
 from stream_forecaster.edge.http import HttpServer
 from stream_forecaster.edge.memory import MemoryLog, MemoryRecord, MemoryStore, MemoryTransport
@@ -50,7 +50,7 @@ def events(count: int, keys: int) -> list[MemoryRecord]:
     return found
 
 
-def cpu_s(records: list[MemoryRecord], viewers: int) -> tuple[float, float]:
+def spent_s(records: list[MemoryRecord], viewers: int) -> tuple[float, float]:
     """CPU-seconds of this process and seconds by the wall, to read all with so many viewers."""
     log, box = MemoryLog({0: records}), Viewers()
     settings = parse({"model": {"network": False}, "kafka": {"commit_interval": "0s"}})
@@ -82,34 +82,28 @@ def cpu_s(records: list[MemoryRecord], viewers: int) -> tuple[float, float]:
     return spent
 
 
-def main() -> int:
-    """Measure both ways and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--events", type=int, default=300_000)
-    parser.add_argument("--keys", type=int, default=1_000)
-    parser.add_argument("--viewers", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+def main() -> None:
+    """Measure both ways."""
+    asked = parser(__doc__, rounds=3)
+    asked.add_argument("--events", type=int, default=300_000)
+    asked.add_argument("--keys", type=int, default=1_000)
+    asked.add_argument("--viewers", type=int, default=5)
+    options = asked.parse_args()
     records = events(options.events, options.keys)
-    cpu_s(records[:10_000], 0)  # compiles what is compiled
-    taken: dict[int, list[tuple[float, float]]] = {0: [], options.viewers: []}
-    for turn in range(options.rounds):
-        print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
-        for viewers, spent in taken.items():
-            spent.append(cpu_s(records, viewers))
-    cpu = {n: statistics.median(cpu for cpu, _ in spent) for n, spent in taken.items()}
-    wall_s = statistics.median(wall_s for _, wall_s in taken[options.viewers])
-    share = (cpu[options.viewers] - cpu[0]) / wall_s / options.viewers
-    if options.json:
-        print(json.dumps({"cpu_s": cpu, "wall_s": wall_s, "core_per_viewer": share}))
-        return 0
-    print(f"{options.events:,} events of {options.keys:,} keys, flat out:")
-    for n, spent_s in cpu.items():
-        print(f"  {n} viewers {spent_s:8.2f} CPU-s {options.events / spent_s:10,.0f} events/CPU-s")
-    print(f"  {share:.2%} of a core for each viewer")
-    return 0
+    spent_s(records[:10_000], 0)  # compiles what is compiled
+    both = {f"{n} viewers": partial(spent_s, records, n) for n in (0, options.viewers)}
+    taken = take_turns(both, options.rounds)
+    cpu = {name: median(cpu_s for cpu_s, _ in spent) for name, spent in taken.items()}
+    (alone, watched) = cpu.values()
+    wall_s = median(wall_s for _, wall_s in [*taken.values()][1])
+    share = 100 * (watched - alone) / wall_s / options.viewers
+    rows = [
+        Row(name, 1e6 * spent / options.events, "CPU-s per million events")
+        for name, spent in cpu.items()
+    ]
+    rows.append(Row("each viewer", share, "% of a core"))
+    Report("viewers", rows, taken).finish(options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

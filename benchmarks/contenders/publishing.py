@@ -13,7 +13,6 @@ CPU is user and system time of all threads of the process. Prints one JSON line.
 """
 
 import json
-import resource
 import sys
 import time
 import uuid
@@ -25,17 +24,12 @@ from confluent_kafka import Producer
 from drawn import forecast_messages
 from kafka import KafkaProducer
 
+from benchmarks.measure.clock import cpu_s
 from stream_forecaster.edge import bulk
 from stream_forecaster.records import Message
 
 _RECORDS = {"small": 10_000, "forecast": 2_000}
 Transaction = Callable[[], None]
-
-
-def cpu_s() -> float:
-    """CPU seconds of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 def messages(shape: str, topic: str) -> list[Message]:

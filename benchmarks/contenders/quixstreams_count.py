@@ -8,7 +8,6 @@ and ends when EVENTS events have passed; it times the second half of them.
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -16,29 +15,17 @@ from datetime import timedelta
 
 from quixstreams import Application
 
+from benchmarks.measure.clock import HalfTime
+
 bootstrap, topic_name, events = sys.argv[1], sys.argv[2], int(sys.argv[3])
-seen, begin_s, begin_cpu_s = 0, 0.0, 0.0
-
-
-def cpu_s() -> float:
-    """CPU seconds of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+clock = HalfTime(events)
 
 
 def count(_: object) -> None:
     """One event has gone through the window."""
-    global seen, begin_s, begin_cpu_s  # noqa: PLW0603  (a script)
-    if seen == events // 2:
-        begin_s, begin_cpu_s = time.perf_counter(), cpu_s()
-    seen += 1
-    if seen == events:
-        result = {
-            "events": events - events // 2,
-            "wall_s": time.perf_counter() - begin_s,
-            "cpu_s": cpu_s() - begin_cpu_s,
-        }
-        print(json.dumps(result), flush=True)
+    clock.count(1)
+    if clock.read == events:
+        print(json.dumps(clock.result()), flush=True)
         os._exit(0)  # its own shutdown would be timed by nobody and takes a while
 
 
