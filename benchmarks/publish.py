@@ -24,7 +24,7 @@ import orjson
 from brokers import Served, create_topic, most_real_broker
 from drawn import drawn_forecast
 
-from benchmarks.measure.figures import Bound, Ratio, Report, Row, parser
+from benchmarks.measure.figures import Bound, Ratio, Report, Row, parser, say
 from benchmarks.measure.machine import apart, pinned, run_alone
 from benchmarks.measure.turns import median, per_million, take_turns
 from stream_forecaster.config import parse
@@ -127,6 +127,7 @@ def main() -> None:
             contenders = {
                 who: partial(measure, broker, who, shape, codec, options.seconds) for who in _WHO
             }
+            say(f"{shape}, {codec}")
             runs[f"{shape}, {codec}"] = results = take_turns(contenders, options.rounds)
             found += published_rows(shape, codec, results)
     each = {name: partial(_us, run) for name, run in encoders().items()}

@@ -177,7 +177,7 @@ def show(reports: Iterable[Report], machine: dict[str, Any]) -> None:
                 f"{report.name}, {row.what}: {said}" for said, met in row.verdicts if not met
             ]
             if row.does:
-                legend[row.what] = row.does
+                legend[f"{report.name}, {row.what}"] = row.does
         for reason in report.left_out:
             table.add_row(Text(f"  left out: {reason}", "dim"))
     console = Console(width=_WIDTH, highlight=False)

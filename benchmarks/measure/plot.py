@@ -15,9 +15,10 @@ from stream_forecaster.report_plots import Plot
 _WIDTH, _LABEL, _NUMBER = 900, 330, 80
 _BAR, _GAP, _TITLE = 14, 6, 34
 _CURVE_HEIGHT, _CURVE_WIDTH = 230, 400
+_MARGIN = 0.05
 _STYLE = """
 svg { background: #fff; font: 12px system-ui, sans-serif }
-text { fill: #1a1d23 } .title { font-weight: 600 } .unit { fill: #646b78 }
+text { fill: #1a1d23 } .title { font-weight: 600 } .unit { fill: #646b78; font-weight: 400 }
 .ours { fill: #2563c9 } .other { fill: #a9b0bc }
 line.grid { stroke: #dfe2e8 } polyline { fill: none; stroke: #2563c9; stroke-width: 2 }
 polyline.c1 { stroke: #d9730d }
@@ -26,7 +27,7 @@ polyline.c1 { stroke: #d9730d }
 
 def draw(reports: Iterable[Report], title: str) -> str:
     """The whole picture; panels of a single row, which compare nothing, are left out."""
-    parts, top = [_text(10, 24, title, "title")], 40
+    parts, top = [_head(title, "bars are logarithmic")], 40
     for report in reports:
         curves = report.runs if report.name == "growth" else None
         for drawn, height in _curves(curves) if curves else _panels(report):
@@ -50,7 +51,7 @@ def _panels(report: Report) -> list[tuple[str, int]]:
 
 
 def _bars(title: str, unit: str, rows: list[Row]) -> str:
-    marks = [_text(10, 16, title, "title"), _text(_LABEL + 10, 16, unit, "unit")]
+    marks = [_head(title, unit)]
     numbers = [row.value for row in rows if row.value > 0]
     low = math.log10(min(numbers)) - 1 if numbers else 0.0
     span = (math.log10(max(numbers)) - low) if numbers else 1.0
@@ -97,17 +98,27 @@ def _curve(dimension: str, by_forecaster: Mapping[str, Mapping[str, float]]) -> 
     logs = [math.log10(size) for size in sizes]
     costs = {name: [*map(math.log10, found.values())] for name, found in by_forecaster.items()}
     every = [cost for found in costs.values() for cost in found]
-    plot = Plot(f"cost against {dimension}", (logs[0], logs[-1]), (min(every), max(every)))
+    plot = Plot(
+        f"cost against {dimension}",
+        (logs[0], logs[-1]),
+        (min(every) - _MARGIN, max(every) + _MARGIN),
+    )
     plot.x_ticks((log, f"{size:,}") for log, size in zip(logs, sizes, strict=True))
     for i, (name, found) in enumerate(costs.items()):
         plot.line(logs, found, f"c{i}", name)
     names = ", ".join(
         f"{name} {colour}" for name, colour in zip(costs, ("blue", "orange"), strict=False)
     )
-    head = _text(10, 16, f"hop against {dimension}", "title")
-    unit = _text(180, 16, f"log10 of us of CPU; {names}", "unit")
+    head = _head(f"hop against {dimension}", f"log10 of us of CPU; {names}")
     placed = str(plot).replace("<svg ", f'<svg y="22" width="{_CURVE_WIDTH}" height="200" ', 1)
-    return head + unit + placed
+    return head + placed
+
+
+def _head(title: str, unit: str) -> str:
+    return (
+        f'<text x="10" y="16"><tspan class="title">{escape(title)}</tspan>'
+        f'<tspan class="unit" dx="10">{escape(unit)}</tspan></text>'
+    )
 
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
