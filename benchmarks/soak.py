@@ -27,12 +27,12 @@ from subprocess import Popen
 from typing import NamedTuple
 
 import numpy as np
-from brokers import most_real, most_real_broker
+from brokers import most_real_broker
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.live.pipeline import START_MS, Pipeline
-from benchmarks.measure.machine import resident_bytes, status
+from benchmarks.measure.machine import broker, resident_bytes, status
 
 _EVERY_S = 5.0
 _WARM_UP = 0.25
@@ -97,7 +97,7 @@ def show(samples: list[Sample]) -> bool:
     (slope, _), covariance = np.polyfit(at_s, resident, 1, cov=True)
     rise = slope * (at_s[-1] - at_s[0])
     minute = round(60 / _EVERY_S)
-    table = Table("", "first minute after warm-up", "last minute", title=most_real())
+    table = Table("", "first minute after warm-up", "last minute", title=broker())
     flat = bool(rise < _FLAT * resident.mean())
     for name in ("resident_bytes", "descriptors", "threads"):
         first, last = (

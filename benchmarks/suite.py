@@ -52,7 +52,7 @@ PARTS = {
     "ingest": Part(
         "ingest",
         "broker to windows, beside other consumers and engines",
-        (120, 8),
+        (70, 8),
         "--events 200000 --keys 10000,100000 --rounds 1",
     ),
     "publish": Part(

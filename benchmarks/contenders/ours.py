@@ -5,8 +5,8 @@
 client:   not ours: the client's own poll, an object per record.
 poll:     the transport alone: records as columns.
 arrays:   and decoding, and keys as slots.
-windows:  and windows of an hour, six and a day, so that no hop is due in the time of a few million
-          events: what events cost, whatever is made of them.
+windows:  and windows of six hours, twelve and a day, so that no hop is due in the time of a few
+          million events: what events cost, whatever is made of them.
 hops:     the same at the default resolutions, of which the finest is a minute, and closing,
           scoring and learning at every hop; nothing is published.
 all:      the whole service: forecasts of all keys that moved, in transactions.
@@ -115,7 +115,7 @@ def service(settings: Settings, events: int) -> dict[str, float]:
 def main() -> None:
     """Measure once."""
     bootstrap, topic, events, mode = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-    coarse = [{"step": step, "context": 24, "horizon": 12} for step in ("1h", "6h", "1d")]
+    coarse = [{"step": step, "context": 24, "horizon": 12} for step in ("6h", "12h", "1d")]
     settings = config.parse(
         {
             "kafka": {"bootstrap_servers": bootstrap, "group_id": f"ours-{time.time_ns()}"},
