@@ -136,7 +136,7 @@ def _compile(loop: Callable[..., Any], names: list[str], returned: str) -> Any: 
     from numba.extending import register_jitable  # noqa: PLC0415
 
     while _parts:
-        register_jitable(_parts.pop())
+        register_jitable(forceinline=True)(_parts.pop())
     scalars = {name: numba.from_dtype(np.dtype(name)) for name in _SCALARS}
     scalars["f2"] = numba.uint16
 

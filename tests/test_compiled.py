@@ -1,5 +1,6 @@
 """Loops that are compiled do what they say, whatever the layout of what they read."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
+from stream_forecaster import interning
 from stream_forecaster.compiled import compiled, exp_below_zero, halved, inlined, widened
 
 _shapes = st.tuples(st.integers(0, 5), st.integers(0, 5))
@@ -162,3 +164,19 @@ def test_what_is_compiled_beforehand_is_every_loop(place: str) -> None:
     )
     before, after = done.stdout.split()
     assert before == after
+
+
+def test_parts_of_a_loop_are_not_called(tmp_path: Path) -> None:
+    """A call hands every array over field by field, and takes longer than what is called."""
+    path = tmp_path / "interning_anew.py"  # of what was kept numba cannot say how it was compiled
+    shutil.copy(interning.__file__, path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    sys.modules[path.stem] = anew = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(anew)
+
+    (assembly,) = anew._intern.compile().inspect_asm().values()
+
+    # a place's name is called, or is put into a register that is
+    assert not re.findall(r"(?:call|mov)\S*\s.*(?:_place|_hashed)", assembly)
