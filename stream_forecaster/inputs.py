@@ -5,14 +5,22 @@ All of it is a function of what the pool knows at a bucket's close; nothing is k
 Axes: B keys, T window, H horizon, M experts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.architecture import BUCKETS, CANDIDATES, CHANNELS, PATCH
+from stream_forecaster.architecture import (
+    BUCKETS,
+    CANDIDATES,
+    CHANNELS,
+    CLUES,
+    PATCH,
+    STATISTICS,
+)
 from stream_forecaster.calendar import DAY_MS, WEEK_MS, Calendar
+from stream_forecaster.compiled import compiled, inlined
 
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -46,22 +54,16 @@ def window_length(context: int) -> int:
 
 
 def windows(values: Float64, level: Float64, spread: Float64, errors: Float32) -> Float32:
-    """The encoder's window (B, T, CHANNELS).
+    """The encoder's window (B, T, CHANNELS): value, is it there, error.
 
     Args:
-        values: (B, C) the newest closed buckets, NaN where missing; C at most T.
+        values: (B, C) the newest closed buckets, NaN where missing; more than T are cut.
         level: (B,) of the key.
         spread: (B,) of its values.
         errors: (B, T) landed one-step errors in expected errors, oldest first.
     """
-    b, t = errors.shape
-    out = np.zeros((b, t, CHANNELS), np.float32)
-    values = values[:, -t:]
-    known = ~np.isnan(values)
-    scaled = np.clip((values - level[:, None]) / spread[:, None], -6, 6)
-    out[:, t - values.shape[1] :, 0] = np.where(known, scaled, 0)
-    out[:, t - values.shape[1] :, 1] = known
-    out[:, :, 2] = errors
+    out = np.zeros((*errors.shape, CHANNELS), np.float32)
+    _window(values, level, spread, errors, out)
     return out
 
 
@@ -86,49 +88,36 @@ def statistics(  # noqa: PLR0913  (what is known of a key, each of its own kind)
         step_ms: bucket width.
         is_count: are the values counts?
     """
-    known = ~np.isnan(values)
-    seen = np.maximum(known.sum(axis=1), 1)
-    newest = np.where(known[:, -1], (values[:, -1] - level) / spread, 0.0)
-    recent = np.where(known[:, -6:], (values[:, -6:] - level[:, None]) / spread[:, None], 0.0)
-    columns = (
-        np.log1p(np.abs(level)) / 3 if is_count else np.zeros(len(level)),
-        np.log((spread + 1e-6) / (np.abs(level) + spread + 1e-6)),
-        (known & (values == 0)).sum(axis=1) / seen,
-        np.log1p(age) / 4,
-        seen / values.shape[1],
-        np.clip(newest, -6, 6),
-        np.clip(recent.mean(axis=1), -6, 6),
-        np.full(len(level), float(is_count)),
-        np.full(len(level), np.log(DAY_MS / step_ms) / 4),
-    )
-    own = np.stack(columns, axis=1)
-    return np.concatenate([own, np.tile(now, (len(own), 1))], axis=1).astype(np.float32)
-
-
-def candidates(predictions: Mapping[str, Float64], path: Float64, unit: Float64) -> Float32:
-    """The experts' paths (B, H, M) in expected errors around the pool's; NaN for no opinion."""
-    out = np.full((*path.shape, len(CANDIDATES)), np.nan, np.float32)
-    for i, name in enumerate(CANDIDATES):
-        if name in predictions:
-            out[:, :, i] = np.clip((predictions[name] - path) / unit, -8, 8)
+    out = np.empty((len(values), STATISTICS), np.float32)
+    _describe(values, level, spread, age, now, np.log(DAY_MS / step_ms) / 4, is_count, out)
     return out
 
 
-def losses(landed: Float64, names: Sequence[str], bucket: Int64) -> Float32:
+def candidates(names: Sequence[str], predictions: Float64, path: Float64, unit: Float64) -> Float32:
+    """The experts' paths (B, H, M) in expected errors around the pool's; NaN for no opinion.
+
+    Args:
+        names: of the first of the experts; nothing is read of any others.
+        predictions: (B, experts, H).
+        path: (B, H) the pool's.
+        unit: (B, H) its expected error.
+    """
+    out = np.empty((*path.shape, len(CANDIDATES)), np.float32)
+    _relate(_columns(names), predictions, path, unit, out)
+    return out
+
+
+def losses(names: Sequence[str], landed: Float64, bucket: Int64) -> Float32:
     """Landed losses as the decoder takes them (B, H, M): log over the best's, 0 where unknown.
 
     Args:
-        landed: (B, G, experts) mean landed losses.
         names: of the experts.
-        bucket: (H,) the horizon bucket of each step.
+        landed: (B, G, experts) mean landed losses.
+        bucket: (H,) the horizon bucket of each step, ascending.
     """
-    best = landed.min(axis=2, keepdims=True)
-    relative = np.minimum(np.log((landed + 1e-6) / (best + 1e-6)), 3.0)
-    out = np.zeros((*landed.shape[:2], len(CANDIDATES)), np.float32)
-    for i, name in enumerate(CANDIDATES):
-        if name in names:
-            out[:, :, i] = relative[:, :, names.index(name)]
-    return out.take(bucket, axis=1)
+    out = np.empty((len(landed), len(bucket), len(CANDIDATES)), np.float32)
+    _compare(_columns(names), landed, bucket, out)
+    return out
 
 
 def clues(  # noqa: PLR0913  (likewise)
@@ -152,19 +141,19 @@ def clues(  # noqa: PLR0913  (likewise)
         now: (5,) of the newest closed bucket.
         is_count: are the values counts?
     """
-    size = np.log(np.maximum(path, 0) + 0.05) / 2 if is_count else np.zeros_like(path)
-    columns = (
-        np.broadcast_to(np.log2(ahead) / 4, path.shape),
-        size,
-        np.log(unit / (spread[:, None] + 1e-9)).clip(-4, 4),
-        np.log(unit / (np.abs(path) + unit)),
-        np.broadcast_to(phases[:, 4] * now[4], path.shape),
-        np.broadcast_to(phases[:, 4] - now[4], path.shape),
+    nothing = np.zeros(len(ahead))
+    weekend = phases[:, 4]
+    shared = (
+        np.log2(ahead) / 4,
+        *(nothing, nothing, nothing),  # what each key has of its own
+        *(weekend * now[4], weekend - now[4]),
+        *phases.T,
+        nothing + is_count,
     )
-    own = np.stack(columns, axis=2)
-    shared = np.broadcast_to(phases, (len(path), *phases.shape))
-    flag = np.full((*path.shape, 1), float(is_count))
-    return np.concatenate([own, shared, flag], axis=2).astype(np.float32)
+    out = np.empty((*path.shape, CLUES), np.float32)
+    out[:] = np.stack(shared, axis=1)
+    _size(path, unit, spread, is_count, out)
+    return out
 
 
 def gate_bucket(ahead: Int64) -> Int64:
@@ -174,3 +163,125 @@ def gate_bucket(ahead: Int64) -> Int64:
     [0, 1, 2, 2, 3, 5, 7]
     """
     return np.minimum(np.ceil(np.log2(ahead)).astype(np.int64), BUCKETS - 1)
+
+
+def _columns(names: Sequence[str]) -> Int64:
+    """(M,) where each candidate is among `names`; -1: nowhere."""
+    return np.array([names.index(c) if c in names else -1 for c in CANDIDATES], np.int64)
+
+
+# -- loops over keys -------------------------------------------------------------------------------
+
+
+@inlined
+def _clipped(x: float, most: float) -> float:
+    """Between -most and most; NaN of NaN."""
+    x = min(x, most)
+    return max(x, -most)
+
+
+@compiled("f8:2 f8:1 f8:1 f4:2 > f4:3")
+def _window(
+    values: Float64, level: Float64, spread: Float64, errors: Float32, out: Float32
+) -> None:
+    length, context = errors.shape[1], values.shape[1]
+    for b in range(len(values)):
+        for t in range(max(length - context, 0), length):
+            value = values[b, context - length + t]
+            if not np.isnan(value):
+                out[b, t, 0] = _clipped((value - level[b]) / spread[b], 6.0)
+                out[b, t, 1] = 1.0
+        for t in range(length):
+            out[b, t, 2] = errors[b, t]
+
+
+_RECENT = 6
+"""Newest buckets whose mean is told."""
+
+
+@compiled("f8:2 f8:1 f8:1 i8:1 f4:1 f8 b1 > f4:2")
+def _describe(  # noqa: PLR0913, PLR0917  (a loop has no objects to keep arrays in)
+    values: Float64,
+    level: Float64,
+    spread: Float64,
+    age: Int64,
+    now: Float32,
+    per_day: float,
+    is_count: bool,  # noqa: FBT001  (loops have no keywords)
+    out: Float32,
+) -> None:
+    context = values.shape[1]
+    recent = min(_RECENT, context)
+    for b in range(len(values)):
+        seen = zeros = 0
+        for t in range(context):
+            seen += not np.isnan(values[b, t])
+            zeros += values[b, t] == 0
+        newest = total = 0.0
+        for t in range(context - recent, context):
+            known = not np.isnan(values[b, t])
+            newest = (values[b, t] - level[b]) / spread[b] if known else 0.0
+            total += newest
+        seen, size = max(seen, 1), abs(level[b])
+        out[b, 0] = np.log1p(size) / 3 if is_count else 0.0
+        out[b, 1] = np.log((spread[b] + 1e-6) / (size + spread[b] + 1e-6))
+        out[b, 2] = zeros / seen
+        out[b, 3] = np.log1p(age[b]) / 4
+        out[b, 4] = seen / context
+        out[b, 5] = _clipped(newest, 6.0)
+        out[b, 6] = _clipped(total / recent, 6.0)
+        out[b, 7] = is_count
+        out[b, 8] = per_day
+        out[b, 9:] = now
+
+
+@compiled("i8:1 f8:3 f8:2 f8:2 > f4:3")
+def _relate(
+    column: Int64, predictions: Float64, path: Float64, unit: Float64, out: Float32
+) -> None:
+    keys, horizon = path.shape
+    for b in range(keys):
+        for h in range(horizon):
+            per_unit = 1 / unit[b, h]
+            for m in range(len(column)):
+                if column[m] < 0:
+                    out[b, h, m] = np.nan
+                else:
+                    apart = predictions[b, column[m], h] - path[b, h]
+                    out[b, h, m] = _clipped(apart * per_unit, 8.0)
+
+
+@compiled("i8:1 f8:3 i8:1 > f4:3")
+def _compare(column: Int64, landed: Float64, bucket: Int64, out: Float32) -> None:
+    for b in range(len(landed)):
+        for h in range(len(bucket)):
+            if h and bucket[h] == bucket[h - 1]:
+                out[b, h] = out[b, h - 1]
+                continue
+            of = landed[b, bucket[h]]
+            best = of[0]
+            for loss in of:
+                best = min(best, loss)
+            for m in range(len(column)):
+                out[b, h, m] = 0.0
+                if column[m] >= 0:
+                    relative = np.log((of[column[m]] + 1e-6) / (best + 1e-6))
+                    out[b, h, m] = min(relative, 3.0)
+
+
+@compiled("f8:2 f8:2 f8:1 b1 > f4:3")
+def _size(
+    path: Float64,
+    unit: Float64,
+    spread: Float64,
+    is_count: bool,  # noqa: FBT001  (as above)
+    out: Float32,
+) -> None:
+    """What each key has of its own, beside what all have."""
+    keys, horizon = path.shape
+    for b in range(keys):
+        for h in range(horizon):
+            if is_count:
+                out[b, h, 1] = np.log(max(path[b, h], 0.0) + 0.05) / 2
+            out[b, h, 2] = _clipped(np.log(unit[b, h] / (spread[b] + 1e-9)), 4.0)
+            out[b, h, 3] = np.log(unit[b, h] / (abs(path[b, h]) + unit[b, h]))

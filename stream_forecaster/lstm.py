@@ -4,7 +4,6 @@ Per key there is a ring of landed errors and the newest state of the resolution'
 decoders of all resolutions read.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from stream_forecaster import inputs
 from stream_forecaster.architecture import LEVELS, STATE
 from stream_forecaster.calendar import Calendar
+from stream_forecaster.compiled import compiled
 from stream_forecaster.config import Settings
 from stream_forecaster.inputs import Timetable
 from stream_forecaster.keys import KeyTable
@@ -54,8 +54,9 @@ class View:
         index: the newest closed bucket.
         ahead: (H,) steps after it.
         bucket: (H,) the horizon bucket of each step, of G.
-        predictions: expert -> (B, H).
-        losses: (B, G, M) the experts' mean landed losses.
+        names: of the experts.
+        predictions: (B, M or more, H) theirs; nothing is read of more.
+        losses: (B, G, M) their mean landed losses.
         path, unit: (B, H) the pool's path and its expected error.
     """
 
@@ -63,7 +64,8 @@ class View:
     index: int
     ahead: Int64
     bucket: Int64
-    predictions: Mapping[str, Float64]
+    names: tuple[str, ...]
+    predictions: Float64
     losses: Float64
     path: Float64
     unit: Float64
@@ -76,7 +78,8 @@ class View:
             self.index,
             self.ahead,
             self.bucket,
-            {name: said[rows] for name, said in self.predictions.items()},
+            self.names,
+            self.predictions[rows],
             self.losses[rows],
             self.path[rows],
             self.unit[rows],
@@ -120,7 +123,7 @@ class Lstm:
         self._length = inputs.window_length(window.context)
         self._resolution = len(seats.all)
         self._name = f"lstm.{window.step_ms}"
-        self._between = _between(settings.output.quantiles)
+        self._levels = _between(settings.output.quantiles)
         self._most = settings.model.network_keys
         seats.all.append(self)
         table.add(f"{self._name}.errors", (self._length,), dtype=np.int8)
@@ -179,7 +182,7 @@ class Lstm:
         asked = np.flatnonzero(self._table[f"{self._name}.asked"][view.slots])
         if len(asked) == len(view.path):
             return self._answer(view)
-        shape = (*view.path.shape, self._between.shape[1])
+        shape = (*view.path.shape, len(self._levels[0]))
         absolute, residual, quantiles = (np.full(s, np.nan) for s in (shape[:2], shape[:2], shape))
         if len(asked):
             absolute[asked], residual[asked], quantiles[asked] = self._answer(view.of(asked))
@@ -191,12 +194,10 @@ class Lstm:
         absolute, residual, quantiles = self._learner.answer(
             self._resolution, np.stack(states, axis=1), told, view.ahead
         )
-        between, unit = quantiles @ self._between, view.unit
-        return (
-            view.path + unit * absolute,
-            view.path + unit * residual,
-            view.path[..., None] + unit[..., None] * between,
-        )
+        paths = np.empty((2, *view.path.shape))
+        between = np.empty((*view.path.shape, len(self._levels[0])))
+        _place(view.path, view.unit, absolute, residual, quantiles, *self._levels, paths, between)
+        return paths[0], paths[1], between
 
     def states(self, slots: Slots) -> Float32:
         """The encoder's states (B, D) of keys, NaN where there is none."""
@@ -259,8 +260,8 @@ class Lstm:
     def _steps(self, view: View) -> dict[str, Float32]:
         phases = self._times.phases(np.concatenate([[view.index], view.index + view.ahead]))
         return {
-            "candidates": inputs.candidates(view.predictions, view.path, view.unit),
-            "losses": inputs.losses(view.losses, tuple(view.predictions), view.bucket),
+            "candidates": inputs.candidates(view.names, view.predictions, view.path, view.unit),
+            "losses": inputs.losses(view.names, view.losses, view.bucket),
             "clues": inputs.clues(
                 view.path,
                 view.unit,
@@ -276,12 +277,33 @@ class Lstm:
         return self._table[f"{self._name}.{name}"]
 
 
-def _between(levels: tuple[float, ...]) -> Float32:
-    """(network's, Q) what each of its levels adds to each of ours: the two around it alone do."""
+def _between(levels: tuple[float, ...]) -> tuple[Int64, Float64]:
+    """(Q,) which of the network's levels is below each of ours, and how far it is to the next."""
     own = np.array([NormalDist().inv_cdf(level) for level in LEVELS])
     wanted = np.array([NormalDist().inv_cdf(level) for level in levels])
     low = np.clip(np.searchsorted(own, wanted, side="right") - 1, 0, len(own) - 2)
-    part = (wanted - own[low]) / (own[low + 1] - own[low])
-    weight, to = np.zeros((len(own), len(wanted)), np.float32), np.arange(len(wanted))
-    weight[low, to], weight[low + 1, to] = 1 - part, part
-    return weight
+    return low, (wanted - own[low]) / (own[low + 1] - own[low])
+
+
+@compiled("f8:2 f8:2 f4:2 f4:2 f4:3 i8:1 f8:1 > f8:3 f8:3")
+def _place(  # noqa: PLR0913, PLR0917  (a loop has no objects to keep arrays in)
+    path: Float64,
+    unit: Float64,
+    absolute: Float32,
+    residual: Float32,
+    quantiles: Float32,
+    low: Int64,
+    part: Float64,
+    paths: Float64,
+    between: Float64,
+) -> None:
+    """What was said in expected errors around a path, as values: (2, B, H) and (B, H, Q)."""
+    keys, horizon = path.shape
+    for b in range(keys):
+        for h in range(horizon):
+            center, size = path[b, h], unit[b, h]
+            paths[0, b, h] = center + size * absolute[b, h]
+            paths[1, b, h] = center + size * residual[b, h]
+            for q in range(len(low)):
+                below, above = quantiles[b, h, low[q]], quantiles[b, h, low[q] + 1]
+                between[b, h, q] = center + size * (below + part[q] * (above - below))

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import slow_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -121,9 +122,10 @@ def test_real_values_are_told_without_their_unit(factor: float) -> None:
 
 
 def test_candidates_are_in_expected_errors_around_the_pool() -> None:
-    """One column per known name, also of a path that is flat; NaN for those that are not there."""
+    """One column per known name; NaN for those that are not there."""
     path, unit = np.full((_B, _H), 10.0), np.full((_B, _H), 2.0)
-    told = inputs.candidates({"ridge": np.full((_B, 1), 13.0), "else": path}, path, unit)
+    said = np.stack([np.full((_B, _H), 13.0), path], axis=1)
+    told = inputs.candidates(("ridge", "else"), said, path, unit)
     ridge = CANDIDATES.index("ridge")
     np.testing.assert_allclose(told[:, :, ridge], 1.5)
     assert np.isnan(np.delete(told, ridge, axis=2)).all()
@@ -131,15 +133,15 @@ def test_candidates_are_in_expected_errors_around_the_pool() -> None:
 
 def test_no_opinion_stays_none() -> None:
     """A prediction that is not there is not a prediction of zero; a wild one is bounded."""
-    wild = np.array([[np.nan, 1e9, -1e9, 0.0]])
-    told = inputs.candidates({"ridge": wild}, np.zeros((1, _H)), np.ones((1, _H)))
+    wild = np.array([[[np.nan, 1e9, -1e9, 0.0]]])
+    told = inputs.candidates(("ridge",), wild, np.zeros((1, _H)), np.ones((1, _H)))
     np.testing.assert_array_equal(told[0, :, CANDIDATES.index("ridge")], [np.nan, 8, -8, 0])
 
 
 def test_losses_are_zero_where_unknown() -> None:
     """Each expert's in its own column, by horizon bucket, as the log of how much worse it is."""
     landed = np.tile([[[1.0, 1.0, 2.0], [3.0, 1.0, 1.0]]], (_B, 1, 1))  # two buckets, three experts
-    told = inputs.losses(landed, ("ridge", "else", "population"), np.array([0, 0, 1, 1]))
+    told = inputs.losses(("ridge", "else", "population"), landed, np.array([0, 0, 1, 1]))
     assert told.shape == (_B, 4, len(CANDIDATES))
     expected = {"ridge": [0, 0, np.log(3), np.log(3)], "population": [np.log(2)] * 2 + [0, 0]}
     for i, name in enumerate(CANDIDATES):
@@ -148,7 +150,7 @@ def test_losses_are_zero_where_unknown() -> None:
 
 def test_a_hopeless_loss_is_bounded() -> None:
     """An expert a million times worse is not told of as such."""
-    told = inputs.losses(np.array([[[1.0, 1e6]]]), ("ridge", "population"), np.array([0]))
+    told = inputs.losses(("ridge", "population"), np.array([[[1.0, 1e6]]]), np.array([0]))
     assert told.max() == 3
 
 
@@ -168,6 +170,81 @@ def test_clues_are_finite(zone: str, *, is_count: bool) -> None:
     )
     assert told.shape == (1, _H, CLUES)
     assert np.isfinite(told).all()
+
+
+_paths = npst.arrays(np.float64, (_B, _H), elements=st.floats(-1e6, 1e6))
+_units = npst.arrays(np.float64, (_B, _H), elements=st.floats(1e-6, 1e6))
+_opinions = npst.arrays(
+    np.float64, (_B, 4, _H), elements=st.floats(-1e6, 1e6) | st.sampled_from([np.nan, 1e12])
+)
+_losses = npst.arrays(np.float64, (_B, 3, 4), elements=st.floats(0, 25))
+_names = st.lists(st.sampled_from([*CANDIDATES, "river"]), min_size=4, max_size=4, unique=True)
+_contexts = npst.arrays(np.float64, (_B, 9), elements=st.floats(-1e6, 1e6) | st.just(np.nan))
+_ages = npst.arrays(np.int64, (_B,), elements=st.integers(0, 10**6))
+
+
+def _assert_close(ours: NDArray[np.float32], slow: NDArray[np.float32]) -> None:
+    """Within rounding in single precision."""
+    assert ours.dtype == slow.dtype == np.float32
+    np.testing.assert_allclose(ours, slow, rtol=3e-7, atol=1e-7)
+
+
+@given(
+    values=_contexts,
+    spread=_spreads,
+    age=_ages,
+    length=st.integers(1, 12),
+    is_count=st.booleans(),
+)
+def test_a_key_is_described_as_by_arrays_as_a_whole(
+    values: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    age: NDArray[np.int64],
+    length: int,
+    *,
+    is_count: bool,
+) -> None:
+    """Its window and its statistics."""
+    level, now = np.nan_to_num(values[:, 0]), np.linspace(-1, 1, 5, dtype=np.float32)
+    errors = np.linspace(-8, 8, _B * length, dtype=np.float32).reshape(_B, length)
+    told = values, level, spread
+    _assert_close(inputs.windows(*told, errors), slow_inputs.windows(*told, errors))
+    ours, slow = (
+        of.statistics(*told, age, now, step_ms=HOUR_MS, is_count=is_count)
+        for of in (inputs, slow_inputs)
+    )
+    _assert_close(ours, slow)
+
+
+@given(
+    path=_paths,
+    unit=_units,
+    spread=_spreads,
+    opinions=_opinions,
+    losses=_losses,
+    names=_names,
+    is_count=st.booleans(),
+)
+def test_steps_are_told_of_as_by_arrays_as_a_whole(  # noqa: PLR0913
+    path: NDArray[np.float64],
+    unit: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    opinions: NDArray[np.float64],
+    losses: NDArray[np.float64],
+    names: list[str],
+    *,
+    is_count: bool,
+) -> None:
+    """Experts' paths, their losses and the clues."""
+    bucket, ahead = np.array([0, 1, 1, 2]), np.arange(1, _H + 1)
+    phases = np.sin(np.arange(5.0 * _H)).reshape(_H, 5).astype(np.float32)
+    said, landed = (names, opinions, path, unit), (names, losses, bucket)
+    step = path, unit, spread, ahead, phases, phases[0]
+    _assert_close(inputs.candidates(*said), slow_inputs.candidates(*said))
+    _assert_close(inputs.losses(*landed), slow_inputs.losses(*landed))
+    _assert_close(
+        inputs.clues(*step, is_count=is_count), slow_inputs.clues(*step, is_count=is_count)
+    )
 
 
 @pytest.mark.parametrize("horizon", [1, 30, 1000])

@@ -62,7 +62,8 @@ class Seat:
         ahead = np.arange(1, _H + 1)
         bucket, losses = np.zeros(_H, np.int64), np.ones((_K, 1, 1))
         index, unit = self.window.closed - 1, np.ones_like(path)
-        return View(self.slots, index, ahead, bucket, {}, losses, path, unit)
+        nobody = np.empty((len(path), 0, _H))
+        return View(self.slots, index, ahead, bucket, (), nobody, losses, path, unit)
 
 
 def _settings(quantiles: tuple[float, ...], most: int) -> Settings:
