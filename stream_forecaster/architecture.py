@@ -31,6 +31,11 @@ CLUES = 12
 BUCKETS = 8
 """Horizon buckets of the gate: steps 1, 2, 3-4, 5-8, ... 65 and more."""
 STATE = 32
+BOUND = 3.0
+"""The most that a correction amounts to, in expected errors."""
+LARGEST_LOGIT = 30.0
+ONE_WIDE = 0.5413
+"""What has a softplus of one: a gap between quantiles is the normal one's at zero."""
 PATHS = ("absolute", "residual")
 """What the decoder says beside quantiles, in the order of their weights in the fusion."""
 NORMAL = [NormalDist().inv_cdf(level) * 1.2533 for level in LEVELS]

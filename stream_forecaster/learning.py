@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.random import fork_rng
 
+from stream_forecaster import inference
 from stream_forecaster.inputs import gate_bucket, window_length
 from stream_forecaster.keys import nested, under
 from stream_forecaster.network import Answer, Network, Steps, loss
@@ -76,7 +77,8 @@ class Learner:
         """
         torch.set_num_threads(1)  # one process per core; and the same bits whatever the machine
         self._seed, self._pace, self.speaks = tuple(seed), pace, pace.speaks
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._is_on_gpu = torch.cuda.is_available()
+        self._device = torch.device("cuda" if self._is_on_gpu else "cpu")
         with fork_rng(devices=[]):
             torch.manual_seed(sum(seed))
             self.network = Network(len(steps_ms)).to(self._device)
@@ -84,6 +86,9 @@ class Learner:
         if weights is not None:
             self._begin_with(weights, steps_ms)
         self.average = copy.deepcopy(self.network).requires_grad_(requires_grad=False)
+        # Without a graphics processor these are the parameters themselves, not copies of them.
+        self._encoders = [_parameters(part) for part in self.average.encoders]
+        self._decoders = [_parameters(part) for part in self.average.decoders]
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=pace.rate, betas=(0.9, 0.98), weight_decay=0.01
         )
@@ -97,6 +102,8 @@ class Learner:
 
     def encode(self, resolution: int, window: Float32, statistics: Float32) -> Float32:
         """States (B, D) of windows (B, T, CHANNELS)."""
+        if not self._is_on_gpu:
+            return inference.encode(self._encoders[resolution], window, statistics)
         with torch.inference_mode():
             parts = [
                 self.average.encode(
@@ -118,6 +125,11 @@ class Learner:
             told: candidates, losses and clues, (B, H, ...).
             ahead: (H,) steps ahead.
         """
+        if not self._is_on_gpu:
+            relation = 1 + np.sign(np.arange(states.shape[1]) - resolution)
+            return inference.decode(
+                self._decoders[resolution], relation, states, **told, bucket=gate_bucket(ahead)
+            )
         with torch.inference_mode():
             parts = [
                 self.average.decode(

@@ -25,21 +25,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stream_forecaster.architecture import (
+    BOUND,
     BUCKETS,
     CANDIDATES,
     CHANNELS,
     CLUES,
+    LARGEST_LOGIT,
     LEVELS,
     NORMAL,
+    ONE_WIDE,
     PATCH,
     STATE,
     STATISTICS,
 )
 
 _HIDDEN, _WIDTH = 48, 48
-_BOUND = 3.0
-"""The most that a correction amounts to, in expected errors."""
-_LARGEST_LOGIT = 30.0
 _MIDDLE = LEVELS.index(0.5)
 
 
@@ -122,10 +122,10 @@ class Decoder(nn.Module):
         mixture, offset, gaps = self.out(hidden).split([m + 1, 3, len(LEVELS) - 1], 2)
         # Softmax over them and the pool, whose own path is 0, in a third of its time.
         logits = mixture[..., :m] - mixture[..., m:]
-        weight = logits.clamp(max=_LARGEST_LOGIT).exp() * known  # (B, H, M)
+        weight = logits.clamp(max=LARGEST_LOGIT).exp() * known  # (B, H, M)
         middle = (weight * paths).sum(2) / (weight.sum(2) + 1)  # (B, H)
-        residual, absolute, median = (_BOUND * torch.tanh(offset / _BOUND)).unbind(2)
-        spread = functional.softplus(gaps + 0.5413) @ self.widths  # (B, H, Q); 1 at 0
+        residual, absolute, median = (BOUND * torch.tanh(offset / BOUND)).unbind(2)
+        spread = functional.softplus(gaps + ONE_WIDE) @ self.widths  # (B, H, Q); 1 at 0
         return Answer(residual, middle + absolute, spread.add_((middle + median)[..., None]))
 
 

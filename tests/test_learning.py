@@ -95,6 +95,36 @@ def test_what_has_not_landed_is_masked_in_training() -> None:
     _assert_equal(*trained)
 
 
+def test_answers_are_those_of_the_average_as_it_is_now() -> None:
+    """Also after it has learned, and after it was restored."""
+    rng, told = np.random.default_rng(2), _told(np.random.default_rng(1), 4)
+    learner = _learner()
+    begun = _state(learner)
+    states = np.tanh(rng.standard_normal((4, 2, STATE))).astype(np.float32)
+    steps = {name: getattr(told, name) for name in ("candidates", "losses", "clues")}
+
+    def answered() -> Any:
+        encoded = learner.encode(0, told.windows[0], told.statistics[:, 0])
+        return [encoded, *learner.answer(0, states, steps, np.arange(1, _H + 1))]
+
+    def by_the_average() -> Any:
+        tensor, average = learner._tensor, learner.average
+        encoded = average.encode(0, tensor(told.windows[0]), tensor(told.statistics[:, 0]))
+        asked = learner._steps(steps, np.arange(1, _H + 1))
+        answer = average.decode(0, tensor(states), asked)
+        said = encoded, answer.absolute, answer.residual, answer.quantiles
+        return [part.cpu().numpy() for part in said]
+
+    first = answered()
+    _live(learner, 0, 12)
+    assert all((one != other).any() for one, other in zip(first, answered(), strict=True))
+    for ours, theirs in zip(answered(), by_the_average(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    learner.restore(begun)
+    for ours, theirs in zip(answered(), first, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 # -- seeds -----------------------------------------------------------------------------------------
 
 
