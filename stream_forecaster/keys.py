@@ -55,6 +55,7 @@ class KeyTable:
         self._most_keys = most_keys
         self._keys = Interned(most_keys)
         self._columns: dict[str, NDArray[Any]] = {}
+        self._in_use: dict[str, NDArray[Any]] = {}  # views of columns that were asked for
         self._fill: dict[str, float] = {}
         self._most: dict[str, int | None] = {}
         self._capacity = _FIRST_CAPACITY
@@ -74,7 +75,10 @@ class KeyTable:
 
         Rows without a key hold the column's fill.
         """
-        return self._columns[column][: self.size]
+        rows = self._in_use.get(column)
+        if rows is None:  # a view is asked for hundreds of times between two that are made
+            rows = self._in_use[column] = self._columns[column][: self.size]
+        return rows
 
     @property
     def size(self) -> int:
@@ -135,7 +139,9 @@ class KeyTable:
         """
         rows = self.size
         slots, freed = self._keys.intern(BytesColumn.of(keys))
-        self._grow_to(self.size)
+        if self.size > rows:
+            self._in_use.clear()
+            self._grow_to(self.size)
         if len(freed):
             self._clear(freed)  # of what all rows were told at once while these were free
             self._columns["live"][freed] = True
@@ -217,6 +223,7 @@ class KeyTable:
         self._columns = {
             name: np.require(columns[name], requirements=("C", "A", "W")) for name in self._columns
         }
+        self._in_use.clear()
 
     def _forget(self, slots: NDArray[np.int64]) -> None:
         for slot in slots.tolist():

@@ -19,6 +19,7 @@ _keys = st.one_of(
 _times_ms = st.integers(0, 1_000)
 _MOST = 20
 """Rows of the bounded column: more than a few keys, fewer than a crowd."""
+_COLUMNS = ("last_seen_ms", "live", "visits", "levels", "dear")
 
 
 def _table() -> KeyTable:
@@ -90,6 +91,7 @@ class Keys(RuleBasedStateMachine):
         """A new table takes over from the arrays, and stands exactly as the old one."""
         before = {name: array.copy() for name, array in self.table.arrays().items()}
         self.table = _table()
+        assert all(not len(self.table[name]) for name in _COLUMNS)  # so they are views by now
         self.table.restore(before)
         _assert_same(self.table.arrays(), before)
 
@@ -125,10 +127,18 @@ class Keys(RuleBasedStateMachine):
         assert self.table["dear"].shape == (min(self.table.size, _MOST), 2)
 
     @invariant()
+    def columns_are_views_of_what_is_kept(self) -> None:
+        """However the table has grown, shrunk or been taken over since they were last asked for."""
+        for name in _COLUMNS:
+            assert np.shares_memory(self.table[name], self.table._columns[name][:1]) == (
+                self.table.size > 0
+            )
+            assert len(self.table[name]) == min(self.table.size, len(self.table._columns[name]))
+
+    @invariant()
     def bytes_are_counted(self) -> None:
         """At least what the rows in use and the keys take; not for ever more."""
-        names = ("last_seen_ms", "live", "visits", "levels", "dear")
-        used = sum(self.table[name].nbytes for name in names)
+        used = sum(self.table[name].nbytes for name in _COLUMNS)
         keys = sum(len(key) for key in self.model)
         assert used + keys <= self.table.nbytes <= 2 * used + keys + 64 * 100
         assert self.table._keys.nbytes <= 80 * (self.most_keys + 64)
