@@ -79,6 +79,7 @@ class Window:
         kind = np.float32 if is_short else np.float64
         self._unroll = _unroll_short if is_short else _unroll
         self._absorb = _absorb_short if is_short else _absorb
+        self._turn = _turn_short if is_short else _turn
         table.add(f"{self._name}.total", (self.size,), dtype=kind)
         if is_mean:
             table.add(f"{self._name}.count", (self.size,), dtype=np.float64)
@@ -106,23 +107,14 @@ class Window:
     def close(self) -> Float64:
         """Close the first open bucket; its values (K,), NaN where missing."""
         index, total, first = self.closed, self._column("total"), self._column("first")
-        position, leaving = index % self.size, (index - self.context) % self.size
-        left = np.where(index - self.context >= first, total[:, leaving].astype(np.float64), np.nan)
-        if self._is_mean:
-            count = self._column("count")
-            with np.errstate(invalid="ignore"):  # 0 / 0: no events, hence missing
-                total[:, position] /= count[:, position]
-            count[:, leaving] = 0.0
-        newest = total[:, position].astype(np.float64)
-        entered: Float64 = np.where(index >= first, newest, np.nan)
-        total[:, leaving] = 0.0
+        count = self._column("count") if self._is_mean else _NO_COUNTS
+        entered, left = np.empty((2, len(first)))
+        self._turn(index, self.context, first, total, count, entered, left)
         self.closed = index + 1
-        if position == 0:
+        if index % self.size == 0:
             self._sum_span()
         else:
-            was, came = ~np.isnan(left), ~np.isnan(entered)
-            self._column("span_total")[:] += np.where(came, entered, 0.0) - np.where(was, left, 0.0)
-            self._column("span_count")[:] += came.astype(np.int8) - was
+            _move_span(entered, left, self._column("span_total"), self._column("span_count"))
         return entered
 
     def skip(self, until: int) -> None:
@@ -179,8 +171,8 @@ class Window:
     def moving_average(self, slots: Int64 | slice = np.s_[:]) -> Float64:
         """Mean of the closed context's buckets that are not missing (B,); NaN where all are."""
         total, count = self._column("span_total")[slots], self._column("span_count")[slots]
-        average: Float64 = np.full(len(total), np.nan)
-        np.divide(total, count, out=average, where=count > 0)
+        average = np.empty(len(total))
+        _divide(total, count, average)
         return average
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -239,13 +231,62 @@ def _unrolled(
 ) -> None:
     """Values (B, T) of rings (K, W), oldest first; NaN before a key's first bucket."""
     size, context = total.shape[1], values.shape[1]
+    oldest = closed - context
+    at = oldest % size
+    straight = min(context, size - at)  # until the ring wraps
     for b in range(len(rows)):
-        at = (closed - context) % size
-        for t in range(context):
-            known = closed - context + t >= first[rows[b]]
-            values[b, t] = total[rows[b], at] if known else np.nan
-            at = at + 1 if at + 1 < size else 0
+        ring, held = total[rows[b]], values[b]
+        for t in range(straight):
+            held[t] = ring[at + t]
+        for t in range(straight, context):
+            held[t] = ring[at + t - size]
+        for t in range(min(first[rows[b]], closed) - oldest):
+            held[t] = np.nan
 
 
 _unroll = compiled("f8:2 i8:1 i8:1 i8 > f8:2")(_unrolled)
 _unroll_short = compiled("f4:2 i8:1 i8:1 i8 > f8:2")(_unrolled)
+
+
+def _turned(  # noqa: PLR0913, PLR0917  (likewise)
+    index: int,
+    context: int,
+    first: Int64,
+    total: Float64 | NDArray[np.float32],
+    count: Float64,
+    entered: Float64,
+    left: Float64,
+) -> None:
+    """Close bucket `index` of rings (K, W): what enters the context (K,), and what leaves it.
+
+    Totals become means where there are counts. The cell of what leaves is free again.
+    """
+    size = total.shape[1]
+    position, leaving = index % size, (index - context) % size
+    for k in range(len(first)):
+        left[k] = total[k, leaving] if index - context >= first[k] else np.nan
+        if len(count):
+            total[k, position] /= count[k, position]  # 0 / 0: no events, hence missing
+            count[k, leaving] = 0.0
+        entered[k] = total[k, position] if index >= first[k] else np.nan
+        total[k, leaving] = 0.0
+
+
+_turn = compiled("i8 i8 i8:1 > f8:2 f8:2 f8:1 f8:1")(_turned)
+_turn_short = compiled("i8 i8 i8:1 > f4:2 f8:2 f8:1 f8:1")(_turned)
+
+
+@compiled("f8:1 f8:1 > f8:1 f8:1")
+def _move_span(entered: Float64, left: Float64, total: Float64, count: Float64) -> None:
+    """Add what entered (K,), and take out what left, of sums and of how many are known (K,)."""
+    for k in range(len(total)):
+        came, went = not np.isnan(entered[k]), not np.isnan(left[k])
+        total[k] += (entered[k] if came else 0.0) - (left[k] if went else 0.0)
+        count[k] += came - went
+
+
+@compiled("f8:1 f8:1 > f8:1")
+def _divide(total: Float64, count: Float64, average: Float64) -> None:
+    """The means of sums (B,) of so many (B,); NaN of none."""
+    for b in range(len(total)):
+        average[b] = total[b] / count[b] if count[b] > 0 else np.nan
