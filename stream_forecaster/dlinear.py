@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster.compiled import compiled
 from stream_forecaster.regression import Scale, training_slots
 from stream_forecaster.windows import Window
 
@@ -81,23 +82,22 @@ class DLinear:
 
     def _row(self, slots: Slots, lookback: Float64) -> tuple[Float64, Float64, Float64]:
         """Inputs (B, 2 L + 1), centres (B, 1), scales (B, 1); NaN where half is missing."""
-        known = ~np.isnan(lookback)
-        count = known.sum(axis=1, keepdims=True)
-        total = np.where(known, lookback, 0.0).sum(axis=1, keepdims=True)
-        centre = np.where(2 * count >= self._lags, total / np.maximum(count, 1), np.nan)
-        scale = self._scale(slots)[:, None]
-        scaled = np.where(known, lookback - centre, 0.0) / scale
-        trend = scaled @ self._trend
-        return np.hstack([trend, scaled - trend, np.ones_like(centre)]), centre, scale
+        lags, scale = self._lags, self._scale(slots)
+        known, count = np.empty(lookback.shape), np.empty(len(lookback))
+        _fill(lookback, known, count)
+        scaled, centre = np.empty(lookback.shape), np.empty(len(lookback))
+        _relate(lookback, known.sum(axis=1), count, scale, scaled, centre)
+        row = np.empty((len(lookback), 2 * lags + 1))
+        row[:, :lags] = trend = scaled @ self._trend
+        np.subtract(scaled, trend, out=row[:, lags:-1])
+        row[:, -1] = 1.0
+        return row, centre[:, None], scale[:, None]
 
     def _descend(self, gradient: Float64) -> None:
         """One step of Adam."""
         self._steps += 1
-        self._mean += (1 - _MOMENTUM) * (gradient - self._mean)
-        self._square += (1 - _SQUARE_MEMORY) * (gradient**2 - self._square)
-        mean = self._mean / (1 - _MOMENTUM**self._steps)
-        square = self._square / (1 - _SQUARE_MEMORY**self._steps)
-        self._weights -= _STEP * mean / (np.sqrt(square) + 1e-8)
+        (known,), (sure,) = 1 - _MOMENTUM**self._steps, 1 - _SQUARE_MEMORY**self._steps
+        _adam(gradient, known, sure, self._mean, self._square, self._weights)
 
 
 def _moving_average(lags: int, width: int) -> Float64:
@@ -106,3 +106,54 @@ def _moving_average(lags: int, width: int) -> Float64:
     for offset in range(-(width // 2), width - width // 2):
         np.add.at(matrix, (np.clip(np.arange(lags) + offset, 0, lags - 1), np.arange(lags)), 1.0)
     return matrix / width
+
+
+# -- loops over keys and weights -------------------------------------------------------------------
+
+
+@compiled("f8:2 > f8:2 f8:1")
+def _fill(lookback: Float64, known: Float64, count: Float64) -> None:
+    """A lookback (B, L) with 0 for what is missing, and how many of it are not (B,)."""
+    for b in range(len(lookback)):
+        count[b] = 0.0
+        for t in range(lookback.shape[1]):
+            is_missing = np.isnan(lookback[b, t])
+            known[b, t] = 0.0 if is_missing else lookback[b, t]
+            count[b] += not is_missing
+
+
+@compiled("f8:2 f8:1 f8:1 f8:1 > f8:2 f8:1")
+def _relate(
+    lookback: Float64,
+    total: Float64,
+    count: Float64,
+    scale: Float64,
+    scaled: Float64,
+    centre: Float64,
+) -> None:
+    """A lookback (B, L) from its mean, the centres (B,), in scales (B,); NaN if half is missing."""
+    lags = lookback.shape[1]
+    for b in range(len(lookback)):
+        centre[b] = total[b] / max(count[b], 1.0) if 2 * count[b] >= lags else np.nan
+        for t in range(lags):
+            value = lookback[b, t]
+            scaled[b, t] = (0.0 if np.isnan(value) else value - centre[b]) / scale[b]
+
+
+@compiled("f8:2 f8 f8 > f8:2 f8:2 f8:2")
+def _adam(
+    gradient: Float64,
+    known: float,
+    sure: float,
+    mean: Float64,
+    square: Float64,
+    weights: Float64,
+) -> None:
+    """One step down a gradient (I, H), of whose mean and square so much is known by now."""
+    for i in range(len(gradient)):
+        for h in range(gradient.shape[1]):
+            slope = gradient[i, h]
+            mean[i, h] += (1 - _MOMENTUM) * (slope - mean[i, h])
+            square[i, h] += (1 - _SQUARE_MEMORY) * (slope * slope - square[i, h])
+            step = _STEP * (mean[i, h] / known)
+            weights[i, h] -= step / (np.sqrt(square[i, h] / sure) + 1e-8)

@@ -21,7 +21,14 @@ from stream_forecaster.compiled import compiled
 from stream_forecaster.config import Resolution
 from stream_forecaster.dlinear import DLinear
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.regression import RIDGE, RIDGE_LONG, RidgeAr, RidgePerKey, Scale
+from stream_forecaster.regression import (
+    RIDGE,
+    RIDGE_LONG,
+    Harmonics,
+    RidgeAr,
+    RidgePerKey,
+    Scale,
+)
 from stream_forecaster.river_adapter import RiverForecaster
 from stream_forecaster.seasonal_ridge import SeasonalRidge
 from stream_forecaster.windows import Window
@@ -34,6 +41,9 @@ _FEWEST_LAGS = 4
 _DAY_TYPES = 3
 _LONGEST_GAP_DAYS = 8
 """Between days of a type; further back nobody looks for the last one."""
+_STRETCH = 512
+"""Buckets of which it is worked out at once when they come."""
+_LARGEST = float(np.finfo(np.float64).max)
 _LONGEST_PROFILE = 168
 """Phases kept per key and season: an hour-of-week profile, the longest that pays for itself."""
 
@@ -119,16 +129,15 @@ class ShortAverage(Expert):
     @override
     def learn(self, index: int, value: Float64) -> None:
         del index
-        newest, seen = self._table[self._column], ~np.isnan(value)
-        newest[seen] = np.concatenate([newest[seen, 1:], value[seen, None]], axis=1)
+        _push(value, self._table[self._column])
 
     @override
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         del index, ahead
         newest = self._table[self._column][slots]
-        known = ~np.isnan(newest)
-        total, count = np.where(known, newest, 0.0).sum(axis=1), known.sum(axis=1)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)[:, None]
+        said = np.empty((len(newest), 1))
+        _average(newest, said)
+        return said
 
 
 class Ewma(Expert):
@@ -142,18 +151,15 @@ class Ewma(Expert):
     @override
     def learn(self, index: int, value: Float64) -> None:
         del index
-        state = self._table[self._column]
-        seen = ~np.isnan(value)
-        count = np.minimum(state[:, 1] + 1, np.ceil(1 / self.rate))
-        step = np.where(seen, 1 / count, 0.0)
-        state[:, 0] += step * (np.nan_to_num(value) - state[:, 0])
-        np.copyto(state[:, 1], count, where=seen, casting="same_kind")
+        _smooth(value, self.rate, self._table[self._column])
 
     @override
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         del index, ahead
         state = self._table[self._column][slots]
-        return _flat(np.where(state[:, 1] > 0, state[:, 0], np.nan))
+        said = np.empty((len(state), 1))
+        _level(state, said)
+        return said
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,52 +194,79 @@ class Seasonal(Expert):
     def __init__(self, table: KeyTable, calendar: Calendar, window: Window, season: Season) -> None:
         step_ms = window.step_ms
         self.name, self.cycle = season.name, season.cycle
-        self._table, self._calendar, self._window = table, calendar, window
-        self._season, self._step_ms = season, step_ms
+        self._table, self._window = table, window
         few = season.period_ms // step_ms <= _LONGEST_PROFILE
-        self._width_ms = step_ms if few else HOUR_MS
-        self._phases = season.period_ms // self._width_ms
+        width_ms = step_ms if few else HOUR_MS
+        self._times = _Timetable(calendar, season, step_ms, width_ms)
         self._column = f"experts.{step_ms}.{self.name}"
         # A phase wider than the step is visited several times a period: slower per visit.
-        self._rate = season.rate * step_ms / self._width_ms
+        self._rate = season.rate * step_ms / width_ms
         types = _DAY_TYPES if season.cycle == "day_type" else 1
-        table.add(self._column, (types * self._phases,), dtype=np.float32, fill=np.nan)
+        table.add(self._column, (types * self._times.phases,), dtype=np.float32, fill=np.nan)
 
     @override
     def learn(self, index: int, value: Float64) -> None:
-        start_ms = int(self._calendar.start(index, self._step_ms))
-        visits = int(self._calendar.local(start_ms)) % self._width_ms // self._step_ms + 1
-        smoothed = self._table[self._column][:, int(self._cell(np.array([index]))[0])]
-        age = self._window.age()
-        is_first_visit = age <= self._since_last_ms(start_ms) // self._step_ms
-        rate = np.where(is_first_visit, 1 / np.clip(age, 1, visits), self._rate)
-        new = smoothed + rate * (value - smoothed)
-        np.copyto(smoothed, np.where(np.isnan(smoothed), value, new), where=~np.isnan(value))
+        cell, visits, between = self._times.visit(index)
+        profile, first = self._table[self._column], self._window.first()
+        _visit(value, first, self._window.closed, cell, visits, between, self._rate, profile)
 
     @override
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
-        rows, cell = self._table.rows(slots), self._cell(index + ahead)
+        rows, cell = self._table.rows(slots), self._times.cells(index + ahead)
         said = np.empty((len(rows), len(cell)))
-        _recall(self._table[self._column], rows, cell, cell % self._phases, said)
+        _recall(self._table[self._column], rows, cell, self._times.phases, said)
         return said
 
-    def _cell(self, index: Int64) -> Int64:
-        """Where in the profile buckets (N,) are."""
-        start_ms = self._calendar.start(index, self._step_ms)
-        phase = self._calendar.phase(start_ms, self._season.period_ms, self._width_ms)
-        if self._season.cycle == "day_type":
-            phase += self._phases * self._calendar.day_type(start_ms)
-        return phase
 
-    def _since_last_ms(self, start_ms: int) -> int:
-        """Time since this phase's previous visit."""
+class _Timetable:
+    """When a season's phases come: a function of the calendar, worked out a stretch at a time.
+
+    Attributes:
+        phases: of one cycle; days of each type have as many.
+    """
+
+    def __init__(self, calendar: Calendar, season: Season, step_ms: int, width_ms: int) -> None:
+        self.phases = season.period_ms // width_ms
+        self._calendar, self._season = calendar, season
+        self._step_ms, self._width_ms = step_ms, width_ms
+        self._first = 0
+        self._cell = self._visits = self._between = np.empty(0, np.int64)
+
+    def cells(self, index: Int64) -> Int64:
+        """Where in the profile buckets (N,), which ascend, are."""
+        self._reach(int(index[0]), int(index[-1]))
+        return self._cell[index - self._first]
+
+    def visit(self, index: int) -> tuple[int, int, int]:
+        """Of a bucket: where it is, which visit of this phase, and buckets since the last one."""
+        self._reach(index, index)
+        at = index - self._first
+        return int(self._cell[at]), int(self._visits[at]), int(self._between[at])
+
+    def _reach(self, first: int, last: int) -> None:
+        """Have worked out the buckets from `first` to `last`."""
+        if self._first <= first and last < self._first + len(self._cell):
+            return
+        self._first = first - _STRETCH // 2
+        index = np.arange(self._first, max(first + _STRETCH // 2, last) + 1)
+        start_ms = self._calendar.start(index, self._step_ms)
+        self._cell = self._calendar.phase(start_ms, self._season.period_ms, self._width_ms)
+        if self._season.cycle == "day_type":
+            self._cell += self.phases * self._calendar.day_type(start_ms)
+        local_ms = self._calendar.local(start_ms)
+        self._visits = local_ms % self._width_ms // self._step_ms + 1
+        self._between = self._since_last_ms(start_ms, local_ms) // self._step_ms
+
+    def _since_last_ms(self, start_ms: Int64, local_ms: Int64) -> Int64:
+        """(N,) time between phases (N,) and their previous visits."""
         if self._season.cycle != "day_type":
-            return self._season.period_ms
-        noon_ms = start_ms - int(self._calendar.local(start_ms)) % DAY_MS + DAY_MS // 2
-        days = np.arange(_LONGEST_GAP_DAYS)
-        types = self._calendar.day_type(noon_ms - DAY_MS * days)
-        alike = days[1:][types[1:] == types[0]]
-        return DAY_MS * int(alike[0] if len(alike) else _LONGEST_GAP_DAYS)
+            return np.full(len(start_ms), self._season.period_ms)
+        noon_ms = start_ms - local_ms % DAY_MS + DAY_MS // 2
+        days = np.arange(1, _LONGEST_GAP_DAYS)
+        types = self._calendar.day_type(noon_ms[:, None] - DAY_MS * days)
+        alike = types == self._calendar.day_type(noon_ms)[:, None]
+        since = np.where(alike.any(axis=1), days[alike.argmax(axis=1)], _LONGEST_GAP_DAYS)
+        return DAY_MS * since
 
 
 _SEASONS = (
@@ -263,19 +296,14 @@ class Population(Expert):
     @override
     def learn(self, index: int, value: Float64) -> None:
         del index
-        seen = np.flatnonzero(~np.isnan(value))
-        age = self._table[self._column]
-        bucket = np.minimum(age[seen], len(self._total) - 1)
         self._total *= self._memory
         self._count *= self._memory
-        np.add.at(self._total, bucket, value[seen])
-        np.add.at(self._count, bucket, 1.0)
-        age[seen] += 1
+        _come_of_age(value, self._table[self._column], self._total, self._count)
 
     @override
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         del index
-        age = self._table[self._column][slots].astype(np.int64)
+        age = self._table[self._column][slots]
         said = np.empty((len(age), len(ahead)))
         _of_age(self._mean(), age, ahead, said)
         return said
@@ -319,6 +347,7 @@ def pool(
     """
     prefix, horizon = f"experts.{resolution.step_ms}", resolution.horizon
     seasons = _seasonal(table, calendar, window, lean=lean)
+    harmonics = Harmonics(calendar, resolution.step_ms)
     return (
         LastValue(table, prefix),
         MovingAverage(window),
@@ -326,8 +355,8 @@ def pool(
         *(Ewma(table, prefix, name, rate) for name, rate in _EWMAS[: 1 if lean else None]),
         *seasons,
         Population(table, prefix, horizon),
-        *_regressions(table, calendar, window, horizon, lean=lean),
-        *_on_seasons(seasons, table, calendar, window, horizon),
+        *_regressions(table, harmonics, window, horizon, lean=lean),
+        *_on_seasons(seasons, table, harmonics, window, horizon),
         *(RiverForecaster(table, window.step_ms, horizon, name) for name in river),
     )
 
@@ -351,25 +380,25 @@ def _season_for(step_ms: int) -> str:
 
 
 def _regressions(
-    table: KeyTable, calendar: Calendar, window: Window, horizon: int, *, lean: bool
+    table: KeyTable, harmonics: Harmonics, window: Window, horizon: int, *, lean: bool
 ) -> list[Expert]:
     """What fits the context: a regression needs room for its lags before H labels."""
     room = window.context - horizon
     if room < _FEWEST_LAGS:
         return []
     scale = Scale(table, f"experts.{window.step_ms}")
-    found: list[Expert] = [RidgeAr(calendar, window, horizon, scale, RIDGE)]
+    found: list[Expert] = [RidgeAr(harmonics, window, horizon, scale, RIDGE)]
     if not lean and 2 * room >= 3 * RIDGE.lags:
-        found.append(RidgeAr(calendar, window, horizon, scale, RIDGE_LONG))
+        found.append(RidgeAr(harmonics, window, horizon, scale, RIDGE_LONG))
     # Of a bounded number of keys, so that a lean pool can afford it, and dear to go without.
-    found.append(RidgePerKey(table, calendar, window, horizon, scale))
+    found.append(RidgePerKey(table, harmonics, window, horizon, scale))
     return found if lean else [*found, DLinear(window, horizon, scale)]
 
 
 def _on_seasons(
     seasons: Sequence[Seasonal],
     table: KeyTable,
-    calendar: Calendar,
+    harmonics: Harmonics,
     window: Window,
     horizon: int,
 ) -> list[Expert]:
@@ -378,7 +407,7 @@ def _on_seasons(
         return []
     cycle = "day_type" if window.step_ms < DAY_MS else "week"
     return [
-        SeasonalRidge(table, calendar, window, horizon, season.predict, season.name)
+        SeasonalRidge(table, harmonics, window, horizon, season.predict, season.name)
         for season in seasons
         if season.cycle == cycle
     ]
@@ -391,19 +420,97 @@ def _flat(level: NDArray[np.floating[Any]]) -> Float64:
 # -- loops over keys -----------------------------------------------------------------------------
 
 
-@compiled("f4:2 i8:1 i8:1 i8:1 > f8:2")
-def _recall(
-    profile: NDArray[np.float32], rows: Int64, cell: Int64, instead: Int64, said: Float64
+@compiled("f8:1 > f8:2")
+def _push(value: Float64, newest: Float64) -> None:
+    """Append values (K,), if there are any, to the newest ones (K, N) before them."""
+    for k in range(len(value)):
+        if not np.isnan(value[k]):
+            newest[k, :-1] = newest[k, 1:]
+            newest[k, -1] = value[k]
+
+
+@compiled("f8:2 > f8:2")
+def _average(newest: Float64, said: Float64) -> None:
+    """The means (B, 1) of what is known of the newest values (B, N); NaN of none."""
+    for b in range(len(newest)):
+        total, count = 0.0, 0
+        for n in range(newest.shape[1]):
+            if not np.isnan(newest[b, n]):
+                total += newest[b, n]
+                count += 1
+        said[b, 0] = total / count if count else np.nan
+
+
+@compiled("f8:1 f8 > f4:2")
+def _smooth(value: Float64, rate: float, state: NDArray[np.float32]) -> None:
+    """Move levels by values (K,) that are there; state (K, 2) is a level and buckets seen."""
+    most = np.ceil(1 / rate)
+    for k in range(len(value)):
+        if np.isnan(value[k]):
+            continue
+        count = min(np.float64(state[k, 1]) + 1, most)
+        finite = min(max(value[k], -_LARGEST), _LARGEST)
+        state[k, 0] += 1 / count * (finite - state[k, 0])
+        state[k, 1] = count
+
+
+@compiled("f4:2 > f8:2")
+def _level(state: NDArray[np.float32], said: Float64) -> None:
+    """The levels (B, 1) of states (B, 2); NaN before anything was seen."""
+    for b in range(len(state)):
+        said[b, 0] = state[b, 0] if state[b, 1] > 0 else np.nan
+
+
+@compiled("f8:1 i8:1 i8 i8 i8 i8 f8 > f4:2")
+def _visit(  # noqa: PLR0913, PLR0917  (what is known of a visit)
+    value: Float64,
+    first: Int64,
+    closed: int,
+    cell: int,
+    visits: int,
+    between: int,
+    rate: float,
+    profile: NDArray[np.float32],
 ) -> None:
-    """What profiles (K, P) of rows (B,) hold in cells (N,), or where that is NaN, `instead`."""
+    """Move one cell of profiles (K, P) towards values (K,) that are there.
+
+    Of keys that began with bucket `first` (K,) no longer ago than `between` it is the plain mean of
+    this phase's buckets so far, of which there are at most as many as there were `visits`.
+    """
+    for k in range(len(value)):
+        if np.isnan(value[k]):
+            continue
+        smoothed = np.float64(profile[k, cell])
+        age = max(closed - first[k], 0)
+        step = 1 / min(max(age, 1), visits) if age <= between else rate
+        moved = smoothed + step * (value[k] - smoothed)
+        profile[k, cell] = value[k] if np.isnan(smoothed) else moved
+
+
+@compiled("f4:2 i8:1 i8:1 i8 > f8:2")
+def _recall(
+    profile: NDArray[np.float32], rows: Int64, cell: Int64, phases: int, said: Float64
+) -> None:
+    """What profiles (K, P) of rows (B,) hold in cells (N,), or where that is NaN, of a weekday."""
     for b in range(len(rows)):
         for n in range(len(cell)):
             value = profile[rows[b], cell[n]]
-            said[b, n] = profile[rows[b], instead[n]] if np.isnan(value) else value
+            said[b, n] = profile[rows[b], cell[n] % phases] if np.isnan(value) else value
 
 
-@compiled("f8:1 i8:1 i8:1 > f8:2")
-def _of_age(mean: Float64, age: Int64, ahead: Int64, said: Float64) -> None:
+@compiled("f8:1 > i4:1 f8:1 f8:1")
+def _come_of_age(value: Float64, age: NDArray[np.int32], total: Float64, count: Float64) -> None:
+    """Add values (K,) to totals and counts (ages,) of their keys' ages (K,), which grow."""
+    for k in range(len(value)):
+        if not np.isnan(value[k]):
+            at = min(age[k], len(total) - 1)
+            total[at] += value[k]
+            count[at] += 1.0
+            age[k] += 1
+
+
+@compiled("f8:1 i4:1 i8:1 > f8:2")
+def _of_age(mean: Float64, age: NDArray[np.int32], ahead: Int64, said: Float64) -> None:
     """Of means by age the ones that keys of ages (B,) come to, so many steps (N,) ahead."""
     for b in range(len(age)):
         for n in range(len(ahead)):

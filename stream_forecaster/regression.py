@@ -21,6 +21,7 @@ Rules of residence:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ _ROWS = 256
 _RIDGE = 1e-3
 """Penalty as a share of the features' mean square: keeps near-equal lags apart."""
 _DAYS_BACK = 7
+_REMEMBERED = 256
+"""Buckets of which the harmonics are: more than most horizons have."""
 _KEYS = 64
 """Keys that have a regression of their own."""
 _PRIOR_ROWS = 1000.0
@@ -87,18 +90,14 @@ class Scale:
         if index == self._index:
             return
         self._index = index
-        last, square, count = self._table[self._column].T
-        seen = ~np.isnan(value)
-        change = np.where(seen & (count > 0), value - last, 0.0)
-        rate = 1 / np.clip(count, 1, 1 / _SCALE_RATE)
-        square += np.where(seen, rate * (change**2 - square), 0.0)
-        count += seen
-        np.copyto(last, value, where=seen)
+        _change(value, self._table[self._column])
 
     def __call__(self, slots: Slots) -> Float64:
         """(B,) NaN for a key that has not changed yet."""
-        square = self._table[self._column][slots, 1]
-        return np.sqrt(np.where(square > 0, square, np.nan))
+        state = self._table[self._column][slots]
+        scale = np.empty(len(state))
+        _root(state, scale)
+        return scale
 
 
 def training_slots(index: int, keys: int) -> Int64:
@@ -122,9 +121,14 @@ class Harmonics:
             if 2 * step_ms < period_ms / harmonic
         ]
         self.size = 2 * len(self._periods_ms)
+        # Asked for by several regressions, for a forecast and again when its labels have come.
+        self._known = lru_cache(_REMEMBERED)(self._of)
 
     def __call__(self, index: int) -> Float64:
-        """(size,) of bucket `index`."""
+        """(size,) of bucket `index`; not to be written to."""
+        return self._known(index)
+
+    def _of(self, index: int) -> Float64:
         local_ms = float(self._calendar.local(int(self._calendar.start(index, self._step_ms))))
         turns = 2 * np.pi * (local_ms % WEEK_MS) / np.array(self._periods_ms)
         return np.concatenate([np.sin(turns), np.cos(turns)])
@@ -133,7 +137,7 @@ class Harmonics:
 class Features:
     """What a ridge regression sees of a room (B, R) of buckets that ends at an origin."""
 
-    def __init__(self, calendar: Calendar, window: Window, horizon: int, design: Design) -> None:
+    def __init__(self, harmonics: Harmonics, window: Window, horizon: int, design: Design) -> None:
         self._step_ms = window.step_ms
         day, week = self._steps(DAY_MS), self._steps(WEEK_MS)
         most = window.context - horizon
@@ -148,7 +152,7 @@ class Features:
             ago.append(week - np.arange(1, min(horizon, week - self.lags) + 1))
         newest = np.arange(self.lags)[::-1]
         self._seen = self.room - 1 - np.concatenate([newest, *ago])
-        self._harmonics = Harmonics(calendar, self._step_ms)
+        self._harmonics = harmonics
         self.size = len(self._seen) + self._harmonics.size + 2
 
     def __call__(self, room: Float64, index: int, scale: Float64) -> tuple[Float64, Float64]:
@@ -186,10 +190,11 @@ class Ridge:
         values = self._window.values(slots, self._room + horizon)
         room = values[:, :-horizon]
         row, anchor, scale = self._row(slots, room, index - horizon, self._ahead)
-        label = (values[:, -horizon:] - anchor) / scale
-        complete = ~(np.isnan(row[:, 0]) | np.isnan(label).any(axis=1))
-        if complete.any():
-            self._take(slots[complete], row[complete], label[complete])
+        label, complete = np.empty((len(slots), horizon)), np.empty(len(slots), np.bool_)
+        if count := _label(values, anchor, scale, row, label, complete):
+            if count < len(slots):
+                slots, row, label = slots[complete], row[complete], label[complete]
+            self._take(slots, row, label)
         if index % self._design.every == 0 and self._rows[0] >= len(self._gram):
             self._solve()
 
@@ -198,7 +203,7 @@ class Ridge:
         room = self._window.values(slots, self._room)
         row, anchor, scale = self._row(slots, room, index, ahead)
         said: Float64 = row @ self._weights[:, ahead - 1]
-        said *= scale
+        said *= scale[:, None]
         said += anchor
         return said
 
@@ -219,7 +224,7 @@ class Ridge:
     def _row(
         self, slots: Slots, room: Float64, index: int, ahead: Int64
     ) -> tuple[Float64, Float64, Float64]:
-        """Features (B, F) at an origin; what its labels are relative to (B, 1) or (B, H), (B, 1).
+        """Features (B, F) at an origin; what its labels are relative to (B, 1) or (B, H), (B,).
 
         NaN where too little is known.
         """
@@ -231,9 +236,11 @@ class Ridge:
     def _take(self, slots: Int64, row: Float64, label: Float64) -> None:
         del slots
         forgetting = self._design.forgetting
-        self._gram[:] = forgetting * self._gram + row.T @ row
-        self._products[:] = forgetting * self._products + row.T @ label
-        self._rows[:] = forgetting * self._rows + len(row)
+        for kept in (self._gram, self._products, self._rows):
+            kept[:] *= forgetting
+        self._gram += row.T @ row
+        self._products += row.T @ label
+        self._rows += len(row)
 
     def _solve(self) -> None:
         self._weights[:] = np.linalg.solve(self._penalised(), self._products)
@@ -249,9 +256,9 @@ class RidgeAr(Ridge):
     """On the newest buckets themselves, relative to the last of them."""
 
     def __init__(
-        self, calendar: Calendar, window: Window, horizon: int, scale: Scale, design: Design
+        self, harmonics: Harmonics, window: Window, horizon: int, scale: Scale, design: Design
     ) -> None:
-        self._features, self._scale = Features(calendar, window, horizon, design), scale
+        self._features, self._scale = Features(harmonics, window, horizon, design), scale
         super().__init__(window, horizon, design, self._features.room, self._features.size)
 
     @override
@@ -265,7 +272,7 @@ class RidgeAr(Ridge):
     ) -> tuple[Float64, Float64, Float64]:
         scale = self._scale(slots)
         row, anchor = self._features(room, index, scale)
-        return row, anchor[:, None], scale[:, None]
+        return row, anchor[:, None], scale
 
 
 class RidgePerKey(RidgeAr):
@@ -277,9 +284,9 @@ class RidgePerKey(RidgeAr):
     """
 
     def __init__(
-        self, table: KeyTable, calendar: Calendar, window: Window, horizon: int, scale: Scale
+        self, table: KeyTable, harmonics: Harmonics, window: Window, horizon: int, scale: Scale
     ) -> None:
-        super().__init__(calendar, window, horizon, scale, RIDGE_KEY)
+        super().__init__(harmonics, window, horizon, scale, RIDGE_KEY)
         size = self._features.size
         self._table, self._prefix = table, f"experts.{window.step_ms}.{self.name}"
         for name, columns, fill in (
@@ -299,7 +306,7 @@ class RidgePerKey(RidgeAr):
         row, anchor, scale = self._row(slots[own], room, index, ahead)
         weights = self._own("weights")[slots[own]][:, :, ahead - 1]
         said = np.full((len(slots), len(ahead)), np.nan)
-        said[own] = anchor + scale * np.matmul(row[:, None], weights)[:, 0]
+        said[own] = anchor + scale[:, None] * np.matmul(row[:, None], weights)[:, 0]
         return said
 
     @override
@@ -310,9 +317,7 @@ class RidgePerKey(RidgeAr):
     def _take(self, slots: Int64, row: Float64, label: Float64) -> None:
         super()._take(slots, row, label)
         for name, other in (("gram", row), ("products", label)):
-            kept = self._own(name)
-            kept[slots] *= self._design.forgetting
-            kept[slots] += row[:, :, None] * other[:, None]
+            _add_outer(slots, row, other, self._design.forgetting, self._own(name))
 
     @override
     def _solve(self) -> None:
@@ -331,6 +336,64 @@ class RidgePerKey(RidgeAr):
 
 
 # -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f8:1 > f8:2")
+def _change(value: Float64, state: Float64) -> None:
+    """How far values (K,) are from the last ones: state (K, 3) is that, mean square, and count."""
+    for k in range(len(value)):
+        if np.isnan(value[k]):
+            continue
+        last, square, count = state[k]
+        change = value[k] - last if count > 0 else 0.0
+        rate = 1 / min(max(count, 1.0), 1 / _SCALE_RATE)
+        state[k, 0] = value[k]
+        state[k, 1] = square + rate * (change * change - square)
+        state[k, 2] = count + 1
+
+
+@compiled("f8:2 > f8:1")
+def _root(state: Float64, scale: Float64) -> None:
+    """Root mean square changes (B,) of states (B, 3); NaN where nothing has changed."""
+    for b in range(len(state)):
+        scale[b] = np.sqrt(state[b, 1]) if state[b, 1] > 0 else np.nan
+
+
+@compiled("f8:2 f8:2 f8:1 f8:2 > f8:2 b1:1 = i8")
+def _label(
+    values: Float64,
+    anchor: Float64,
+    scale: Float64,
+    row: Float64,
+    label: Float64,
+    complete: NDArray[np.bool_],
+) -> int:
+    """The newest of values (B, R + H) from anchors (B, 1 or H), in scales (B,): labels (B, H).
+
+    Which of them, and of rows (B, F), are complete (B,), and how many.
+    """
+    horizon, each, count = label.shape[1], anchor.shape[1] > 1, 0
+    room = values.shape[1] - horizon
+    for b in range(len(values)):
+        is_complete = not np.isnan(row[b, 0])
+        for h in range(horizon):
+            label[b, h] = (values[b, room + h] - anchor[b, h if each else 0]) / scale[b]
+            is_complete &= not np.isnan(label[b, h])
+        complete[b] = is_complete
+        count += is_complete
+    return count
+
+
+@compiled("i8:1 f8:2 f8:2 f8 > f4:3")
+def _add_outer(
+    slots: Int64, row: Float64, other: Float64, forgetting: float, kept: NDArray[np.float32]
+) -> None:
+    """Add rows (B, F) times others (B, O) to what slots (B,) have kept, (K, F, O)."""
+    for b in range(len(slots)):
+        for i in range(row.shape[1]):
+            for j in range(other.shape[1]):
+                before = np.float32(np.float32(forgetting) * kept[slots[b], i, j])
+                kept[slots[b], i, j] = before + row[b, i] * other[b, j]
 
 
 @compiled("f8:2 i8:1 i8 f8:1 > f8:2 f8:1")

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from stream_forecaster.calendar import Calendar
 from stream_forecaster.compiled import compiled
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.regression import Design, Harmonics, Ridge, Slots
@@ -39,6 +38,8 @@ Profile = Callable[[Slots, int, Int64], Float64]
 _COMMON_LAGS = 6
 _COMMON_SPAN = 24
 """Buckets that the mean of what is common is taken over."""
+_SPAN = np.arange(1 - _COMMON_SPAN, 1)
+_NOW = np.zeros(1, np.int64)
 _LARGEST = 8.0
 """A deviation counts for at most so many of its key's own scales."""
 _SCALE_RATE = 0.001
@@ -50,7 +51,7 @@ class SeasonalRidge(Ridge):
     def __init__(
         self,
         table: KeyTable,
-        calendar: Calendar,
+        harmonics: Harmonics,
         window: Window,
         horizon: int,
         profile: Profile,
@@ -60,7 +61,7 @@ class SeasonalRidge(Ridge):
 
         Args:
             table: where the keys' scales live.
-            calendar: numbers the buckets.
+            harmonics: of the resolution's buckets.
             window: the resolution's.
             horizon: H.
             profile: of a season that learns of a bucket before this expert does.
@@ -68,8 +69,9 @@ class SeasonalRidge(Ridge):
         """
         design = Design(f"{season}_ridge", lags=24, forgetting=0.9995, every=24)
         self._lags = min(design.lags, window.context - horizon)
-        self._harmonics = Harmonics(calendar, window.step_ms)
-        size = self._lags + _COMMON_LAGS + 1 + self._harmonics.size + 1
+        self._back = np.arange(1 - self._lags, 1)
+        self._harmonics = harmonics
+        size = self._lags + _COMMON_LAGS + 1 + harmonics.size + 1
         super().__init__(window, horizon, design, self._lags, size)
         self._profile = profile
         self._table, self._column = table, f"experts.{window.step_ms}.{self.name}"
@@ -79,21 +81,15 @@ class SeasonalRidge(Ridge):
 
     @override
     def learn(self, index: int, value: Float64) -> None:
-        deviation = value - self._profile(np.s_[:], index, np.zeros(1, np.int64))[:, 0]
-        seen = ~np.isnan(deviation)
-        square, count = self._table[self._column].T
-        count += seen
-        rate = 1 / np.clip(count, 1, 1 / _SCALE_RATE)
-        square += np.where(seen, rate * (deviation**2 - square), 0.0)
+        profile, told = self._profile(np.s_[:], index, _NOW)[:, 0], np.empty(len(value))
+        told = told[: _tell(value, profile, self._table[self._column], told)]
         # Of buckets that were passed over nothing is known: not what stood in their place before.
-        unheard = np.arange(max(int(self._newest[0]), index - len(self._common)) + 1, index + 1)
-        self._common[unheard % len(self._common)] = 0.0
+        size = len(self._common)
+        for unheard in range(max(int(self._newest[0]), index - size) + 1, index + 1):
+            self._common[unheard % size] = 0.0
         self._newest[0] = index
-        told = deviation / self._scale(np.s_[:])
-        told = told[~np.isnan(told)]
         if len(told):
-            mean = np.clip(told, -_LARGEST, _LARGEST).mean()
-            self._common[index % len(self._common)] = mean
+            self._common[index % size] = told.mean()
         super().learn(index, value)
 
     @override
@@ -104,37 +100,67 @@ class SeasonalRidge(Ridge):
     def _row(
         self, slots: Slots, room: Float64, index: int, ahead: Int64
     ) -> tuple[Float64, Float64, Float64]:
-        lags = self._lags
-        profile = self._profile(slots, index, np.concatenate([np.arange(1 - lags, 1), ahead]))
-        scale, row = self._scale(slots), np.empty((len(room), len(self._gram)))
-        _deviate(room, profile, scale, row)
-        common = self._common[np.arange(index - _COMMON_SPAN + 1, index + 1) % len(self._common)]
-        shared = [*common[-_COMMON_LAGS:], common.mean(), *self._harmonics(index), 1.0]
-        row[:, lags:] = shared
-        return row, profile[:, lags:], scale[:, None]
-
-    def _scale(self, slots: Slots) -> Float64:
-        """(B,) root mean square deviation; NaN for a key that has not deviated yet."""
-        square = self._table[self._column][slots, 0].astype(np.float64)
-        return np.sqrt(np.where(square > 0, square, np.nan))
+        lags, state = self._lags, self._table[self._column][slots]
+        profile = self._profile(slots, index, np.concatenate([self._back, ahead]))
+        scale, row = np.empty(len(room)), np.empty((len(room), len(self._gram)))
+        common = self._common[(index + _SPAN) % len(self._common)]
+        mean = common.sum() / _COMMON_SPAN
+        _deviate(room, profile, state, common[-_COMMON_LAGS:], mean, scale, row)
+        row[:, -1 - self._harmonics.size : -1] = self._harmonics(index)
+        return row, profile[:, lags:], scale
 
 
 # -- loops over keys -----------------------------------------------------------------------------
 
 
-@compiled("f8:2 f8:2 > f8:1 f8:2")
-def _deviate(room: Float64, profile: Float64, scale: Float64, row: Float64) -> None:
+@compiled("f8:1 f8:1 > f4:2 f8:1 = i8")
+def _tell(value: Float64, profile: Float64, state: NDArray[np.float32], told: Float64) -> int:
+    """How far values (K,) are from a profile (K,), in scales, one after the other where known.
+
+    State (K, 2) is the mean square deviation and how many were seen. Returns how many are known.
+    """
+    known = 0
+    for k in range(len(value)):
+        deviation = value[k] - profile[k]
+        if np.isnan(deviation):
+            continue
+        state[k, 1] += np.float32(1)
+        count = min(max(state[k, 1], np.float32(1)), np.float32(1 / _SCALE_RATE))
+        square = np.float64(state[k, 0])
+        rate = np.float64(np.float32(1) / count)
+        state[k, 0] = square + rate * (deviation * deviation - square)
+        relative = deviation / np.sqrt(np.float64(state[k, 0])) if state[k, 0] > 0 else np.nan
+        if not np.isnan(relative):
+            told[known] = min(max(relative, -_LARGEST), _LARGEST)
+            known += 1
+    return known
+
+
+@compiled("f8:2 f8:2 f4:2 f8:1 f8 > f8:1 f8:2")
+def _deviate(  # noqa: PLR0913, PLR0917  (what a row is made of)
+    room: Float64,
+    profile: Float64,
+    state: NDArray[np.float32],
+    common: Float64,
+    mean: float,
+    scale: Float64,
+    row: Float64,
+) -> None:
     """How far the buckets of a room (B, L) are from a profile (B, L or more), in scales (B,).
 
-    The first L columns of `row`, and scales, are NaN where less than half is known.
+    The first L columns of `row`, and scales, which are by states (B, 2), are NaN where less than
+    half is known. Then come what is common, newest last, and its mean; and a one in the end.
     """
     lags = room.shape[1]
     for b in range(len(room)):
-        known = 0
+        known, square = 0, np.float64(state[b, 0])
         for t in range(lags):
             known += not np.isnan(room[b, t] - profile[b, t])
-        if 2 * known < lags:
-            scale[b] = np.nan
+        scale[b] = np.sqrt(square) if square > 0 and 2 * known >= lags else np.nan
         for t in range(lags):
             deviation = room[b, t] - profile[b, t]
             row[b, t] = (0.0 if np.isnan(deviation) else deviation) / scale[b]
+        for t in range(len(common)):
+            row[b, lags + t] = common[t]
+        row[b, lags + len(common)] = mean
+        row[b, -1] = 1.0

@@ -7,6 +7,8 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
@@ -19,6 +21,7 @@ from stream_forecaster.experts import (
     Season,
     Seasonal,
     ShortAverage,
+    _Timetable,
     pool,
 )
 from stream_forecaster.keys import KeyTable
@@ -282,3 +285,66 @@ def test_a_lean_pool_goes_without_those_that_are_missed_least() -> None:
     kept = {"last_value", "moving_average", "ewma_fast", "population", "ridge", "ridge_key"}
     assert _names(48, 24, lean=True) == kept | {"day_type_fast", "day_type_fast_ridge"}
     assert _names(48, 24, lean=True) < _names(48, 24)
+
+
+_told = st.lists(
+    st.lists(st.one_of(st.just(_NAN), st.floats(-1e6, 1e6)), min_size=3, max_size=3), max_size=12
+)
+
+
+@given(values=_told, rate=st.sampled_from([0.3, 0.1, 0.02]))
+def test_averages_of_keys_are_those_of_arrays(values: list[list[float]], rate: float) -> None:
+    """Bit for bit, whatever is missing."""
+    table = _table(3)
+    ewma, short = Ewma(table, "x", "ewma", rate), ShortAverage(table, "x")
+    level, seen = np.zeros(3, np.float32), np.zeros(3, np.float32)
+    for index, row in enumerate(values):
+        value = np.array(row)
+        for expert in (ewma, short):
+            expert.learn(index, value)
+        known = ~np.isnan(value)
+        count = np.minimum(seen + 1.0, np.ceil(1 / rate))
+        level += np.where(known, 1 / count, 0.0) * (np.nan_to_num(value) - level)
+        seen[known] = count[known]
+    said = np.where(seen > 0, level.astype(np.float64), _NAN)[:, None]
+    np.testing.assert_array_equal(ewma.predict(np.s_[:], 0, _SOON), said)
+    for k, (mean,) in enumerate(short.predict(np.s_[:], 0, _SOON)):
+        newest = [row[k] for row in values if not np.isnan(row[k])][-3:]
+        np.testing.assert_array_equal(mean, sum(newest) / len(newest) if newest else _NAN)
+
+
+@given(
+    first=st.lists(st.integers(-2_000, 40_000), min_size=1, max_size=4),
+    cycle=st.sampled_from(["day", "week", "day_type"]),
+    step_ms=st.sampled_from([HOUR_MS, HOUR_MS // 4, HOUR_MS // 60]),
+    zone=st.sampled_from(["UTC", "America/Santiago", "Asia/Kolkata"]),
+)
+def test_a_timetable_is_the_calendars_wherever_it_was_asked_before(
+    first: list[int], cycle: Literal["day", "week", "day_type"], step_ms: int, zone: str
+) -> None:
+    """What was worked out of one stretch of time is not told of another."""
+    calendar, width_ms = Calendar(zone, (date(2026, 1, 6),)), max(step_ms, HOUR_MS)
+    season = Season("season", cycle, 0.1)
+    times = _Timetable(calendar, season, step_ms, width_ms)
+    begin = int(calendar.index(1_767_571_200_000, step_ms))
+    for index in (begin + at + np.arange(-3, 40) for at in first):
+        start_ms = calendar.start(index, step_ms)
+        cell = calendar.phase(start_ms, season.period_ms, width_ms)
+        if cycle == "day_type":
+            cell = cell + times.phases * calendar.day_type(start_ms)
+        np.testing.assert_array_equal(times.cells(index), cell)
+        at, visits, between = times.visit(int(index[7]))
+        assert at == cell[7]
+        assert visits == int(calendar.local(start_ms[7])) % width_ms // step_ms + 1
+        assert between == _since(calendar, season, int(start_ms[7])) // step_ms
+
+
+def _since(calendar: Calendar, season: Season, start_ms: int) -> int:
+    """Time since the phase of a moment was last visited, looked for day by day."""
+    if season.cycle != "day_type":
+        return season.period_ms
+    noon_ms = start_ms - int(calendar.local(start_ms)) % DAY_MS + DAY_MS // 2
+    day = 1
+    while day < 8 and calendar.day_type(noon_ms - DAY_MS * day) != calendar.day_type(noon_ms):
+        day += 1
+    return DAY_MS * day

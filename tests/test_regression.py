@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
@@ -16,9 +18,12 @@ from stream_forecaster.regression import (
     RIDGE,
     Design,
     Features,
+    Harmonics,
     RidgeAr,
     RidgePerKey,
     Scale,
+    _add_outer,
+    _label,
     training_slots,
 )
 from stream_forecaster.windows import Window
@@ -28,6 +33,7 @@ Float64 = NDArray[np.float64]
 _NAN = float("nan")
 _FIRST = 483_168  # an hour of February 2025
 _CALENDAR = Calendar("UTC")
+_HARMONICS = Harmonics(_CALENDAR, HOUR_MS)
 _DESIGN = Design("ridge", lags=4, forgetting=0.9, every=1)
 
 
@@ -54,7 +60,7 @@ class Hourly:
 
 
 def _ridge(hourly: Hourly, design: Design = _DESIGN) -> RidgeAr:
-    return RidgeAr(_CALENDAR, hourly.window, hourly.horizon, hourly.scale, design)
+    return RidgeAr(_HARMONICS, hourly.window, hourly.horizon, hourly.scale, design)
 
 
 def _walk(buckets: int, keys: int, seed: int = 0) -> Float64:
@@ -87,7 +93,7 @@ def test_a_key_that_never_changed_has_no_scale() -> None:
 def test_the_features_are_what_was_known_at_the_origin() -> None:
     """Newest lags last, the same hour of days before, the next hours a week ago, mean and one."""
     hourly = Hourly(1, 200, 3)
-    features = Features(_CALENDAR, hourly.window, 3, replace(RIDGE, lags=48))
+    features = Features(_HARMONICS, hourly.window, 3, replace(RIDGE, lags=48))
     room = np.arange(168.0)[None] ** 2
     row, anchor = features(room, _FIRST, np.array([2.0]))
     ago = [*range(47, -1, -1), *(24 * day for day in range(2, 7)), 167, 166, 165]
@@ -102,7 +108,7 @@ def test_the_features_are_what_was_known_at_the_origin() -> None:
 def test_the_calendar_comes_round_every_week() -> None:
     """An hour is told from others of the day and the week, not from itself a week later."""
     hourly = Hourly(1, 8, 3)
-    features = Features(_CALENDAR, hourly.window, 3, _DESIGN)
+    features = Features(_HARMONICS, hourly.window, 3, _DESIGN)
     hours = [features(np.zeros((1, 5)), _FIRST + i, np.ones(1))[0][0] for i in range(169)]
     np.testing.assert_allclose(hours[168], hours[0], atol=1e-9)
     apart = [np.abs(hour - hours[0]).max() for hour in hours[1:168]]
@@ -112,7 +118,7 @@ def test_the_calendar_comes_round_every_week() -> None:
 def test_up_to_half_of_the_lags_may_be_missing() -> None:
     """They count as equal to the newest value there is; with fewer there is no opinion."""
     hourly = Hourly(3, 8, 3)
-    features = Features(_CALENDAR, hourly.window, 3, _DESIGN)
+    features = Features(_HARMONICS, hourly.window, 3, _DESIGN)
     room = np.array([[1.0, _NAN, 5.0, _NAN], [_NAN, _NAN, _NAN, 5.0], [1.0, 2.0, 3.0, 5.0]])
     room = np.hstack([np.full((3, features.room - 4), _NAN), room])
     row, anchor = features(room, _FIRST, np.ones(3))
@@ -128,7 +134,7 @@ def test_the_pooled_ridge_solves_the_discounted_normal_equations() -> None:
     hourly, values = Hourly(keys, 8, horizon), _walk(buckets, keys)
     ridge = _ridge(hourly)
     said = hourly.tell(ridge, values)
-    features = Features(_CALENDAR, hourly.window, horizon, _DESIGN)
+    features = Features(_HARMONICS, hourly.window, horizon, _DESIGN)
     gram, products = np.zeros((features.size,) * 2), np.zeros((features.size, horizon))
     for last in range(horizon, buckets):
         origin = last - horizon
@@ -197,7 +203,7 @@ def test_a_key_of_its_own_ways_gets_its_own_regression() -> None:
         values[t] = pull * values[t - 1] + rng.normal(size=2)
     hourly = Hourly(2, 12, 1)
     pooled = _ridge(hourly, replace(RIDGE, forgetting=0.9995))
-    own = RidgePerKey(hourly.table, _CALENDAR, hourly.window, 1, hourly.scale)
+    own = RidgePerKey(hourly.table, _HARMONICS, hourly.window, 1, hourly.scale)
     errors = []
     for t in range(buckets - 1):
         row, index = values[t], hourly.window.closed
@@ -214,7 +220,7 @@ def test_a_key_of_its_own_ways_gets_its_own_regression() -> None:
 def test_of_a_single_key_the_pooled_statistics_are_its_own() -> None:
     """To single precision."""
     hourly = Hourly(1, 12, 2)
-    ridge = RidgePerKey(hourly.table, _CALENDAR, hourly.window, 2, hourly.scale)
+    ridge = RidgePerKey(hourly.table, _HARMONICS, hourly.window, 2, hourly.scale)
     hourly.tell(ridge, _walk(480, 1))
     pooled = ridge.arrays()
     for name in ("gram", "products"):
@@ -226,7 +232,7 @@ def test_who_came_after_the_last_solution_is_not_heard_yet() -> None:
     """Though its lags are known: not even the newest value stands for its own regression."""
     hourly, values = Hourly(2, 12, 2), _walk(490, 2)
     values[:476, 1] = _NAN
-    ridge = RidgePerKey(hourly.table, _CALENDAR, hourly.window, 2, hourly.scale)
+    ridge = RidgePerKey(hourly.table, _HARMONICS, hourly.window, 2, hourly.scale)
     said = hourly.tell(ridge, values)
     assert np.isfinite(said[0]).all()
     assert np.isnan(said[1]).all()
@@ -236,7 +242,7 @@ def test_who_came_after_the_last_solution_is_not_heard_yet() -> None:
 def test_only_the_first_slots_have_a_regression_of_their_own() -> None:
     """The others hear nothing; what is kept does not grow with them."""
     hourly = Hourly(70, 12, 2)
-    ridge = RidgePerKey(hourly.table, _CALENDAR, hourly.window, 2, hourly.scale)
+    ridge = RidgePerKey(hourly.table, _HARMONICS, hourly.window, 2, hourly.scale)
     said = hourly.tell(ridge, _walk(60, 70))
     assert np.isfinite(said[:64]).all()
     assert np.isnan(said[64:]).all()
@@ -270,6 +276,97 @@ def test_daily_steps_know_the_weekday() -> None:
         resolution = Resolution(step=step, context=28, horizon=7)
         assert resolution.step_ms % DAY_MS == 0
         window = Window(KeyTable(), _CALENDAR, resolution, open_span_ms=1, is_mean=True)
-        features = Features(_CALENDAR, window, 7, RIDGE)
+        features = Features(Harmonics(_CALENDAR, window.step_ms), window, 7, RIDGE)
         assert features.lags == features.room == 21
         assert features.size == 21 + 2 * harmonics + 2
+
+
+_told = st.lists(
+    st.lists(st.one_of(st.just(_NAN), st.floats(-1e6, 1e6)), min_size=3, max_size=3), max_size=12
+)
+
+
+@given(values=_told)
+def test_scales_of_keys_are_those_of_arrays(values: list[list[float]]) -> None:
+    """Bit for bit, whatever is missing."""
+    hourly = Hourly(3, 8, 1)
+    last, square, count = np.zeros((3, 3))
+    for index, row in enumerate(values):
+        value = np.array(row)
+        hourly.scale.learn(index, value)
+        known = ~np.isnan(value)
+        change = np.where(known & (count > 0), value - last, 0.0)
+        square += np.where(known, 1 / np.clip(count, 1, 2000) * (change**2 - square), 0.0)
+        count += known
+        last[known] = value[known]
+    expected = np.sqrt(np.where(square > 0, square, _NAN))
+    np.testing.assert_array_equal(hourly.scale(np.s_[:]), expected)
+    np.testing.assert_array_equal(hourly.scale(np.array([2, 0])), expected[[2, 0]])
+
+
+@given(
+    seed=st.integers(0, 99),
+    slots=st.sets(st.integers(0, 6)),
+    forgetting=st.sampled_from([0.9, 0.9995]),
+)
+def test_rows_are_labelled_and_added_as_arrays_would(
+    seed: int, slots: set[int], forgetting: float
+) -> None:
+    """Bit for bit: labels and which are complete; products in the precision they are kept in."""
+    rng, rows = np.random.default_rng(seed), np.array(sorted(slots), np.int64)
+    values, row = rng.normal(size=(len(rows), 9)), rng.normal(size=(len(rows), 4))
+    values[rng.random(values.shape) < 0.05], row[rng.random(len(rows)) < 0.2] = _NAN, _NAN
+    scale = rng.uniform(0.1, 2.0, len(rows))
+    for anchor in (rng.normal(size=(len(rows), 1)), rng.normal(size=(len(rows), 3))):
+        label, complete = np.empty((len(rows), 3)), np.empty(len(rows), np.bool_)
+        count = _label(values, anchor, scale, row, label, complete)
+        expected = (values[:, -3:] - anchor) / scale[:, None]
+        np.testing.assert_array_equal(label, expected)
+        known = ~np.isnan(row[:, 0]) & ~np.isnan(expected).any(axis=1)
+        np.testing.assert_array_equal(complete, known)
+        assert count == known.sum()
+        kept = rng.normal(size=(7, 4, 3)).astype(np.float32)
+        slow = kept.copy()
+        slow[rows] *= forgetting
+        slow[rows] += row[:, :, None] * label[:, None]
+        _add_outer(rows, row, label, forgetting, kept)
+        np.testing.assert_array_equal(kept, slow)
+
+
+@given(index=st.lists(st.integers(_FIRST, _FIRST + 2000), max_size=20))
+def test_harmonics_that_were_asked_for_before_are_the_same(index: list[int]) -> None:
+    """In any order."""
+    for each in [*index, *index]:
+        fresh = Harmonics(_CALENDAR, HOUR_MS)(each)
+        np.testing.assert_array_equal(_HARMONICS(each), fresh)
+
+
+@given(seed=st.integers(0, 99), steps=st.integers(1, 5), missing=st.floats(0, 0.7))
+def test_dlinear_steps_as_arrays_would(seed: int, steps: int, missing: float) -> None:
+    """Bit for bit: its inputs, and its steps by Adam."""
+    hourly, rng = Hourly(3, 12, 3), np.random.default_rng(seed)
+    dlinear = DLinear(hourly.window, 3, hourly.scale)
+    hourly.tell(dlinear, _walk(12, 3, seed))
+    lookback = rng.normal(size=(3, 9))
+    lookback[rng.random(lookback.shape) < missing] = _NAN
+    row, centre, _ = dlinear._row(np.s_[:], lookback)
+    known = ~np.isnan(lookback)
+    count = known.sum(axis=1, keepdims=True)
+    total = np.where(known, lookback, 0.0).sum(axis=1, keepdims=True)
+    mean = np.where(2 * count >= 9, total / np.maximum(count, 1), _NAN)
+    scaled = np.where(known, lookback - mean, 0.0) / hourly.scale(np.s_[:])[:, None]
+    trend = scaled @ dlinear._trend
+    np.testing.assert_array_equal(row, np.hstack([trend, scaled - trend, np.ones((3, 1))]))
+    np.testing.assert_array_equal(centre, mean)
+    before = {name: array.copy() for name, array in dlinear.arrays().items()}
+    for _ in range(steps):
+        gradient = rng.normal(size=before["weights"].shape)
+        dlinear._descend(gradient)
+        before["steps"] += 1
+        before["mean"] += (1 - 0.9) * (gradient - before["mean"])
+        before["square"] += (1 - 0.999) * (gradient**2 - before["square"])
+        step = before["mean"] / (1 - 0.9 ** before["steps"])
+        square = before["square"] / (1 - 0.999 ** before["steps"])
+        before["weights"] -= 2e-4 * step / (np.sqrt(square) + 1e-8)
+    for name, array in dlinear.arrays().items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)

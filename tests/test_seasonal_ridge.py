@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stream_forecaster.calendar import HOUR_MS, Calendar
 from stream_forecaster.config import Resolution
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.seasonal_ridge import SeasonalRidge
+from stream_forecaster.regression import Harmonics
+from stream_forecaster.seasonal_ridge import SeasonalRidge, _tell
 from stream_forecaster.windows import Window
 
 Float64 = NDArray[np.float64]
@@ -28,7 +31,7 @@ class Hourly:
         self.window.begin(_FIRST * HOUR_MS)
         self.slots = self.table.intern([b"%d" % i for i in range(_KEYS)], np.zeros(_KEYS, np.int64))
         self.expert = SeasonalRidge(
-            self.table, calendar, self.window, _HORIZON, self.profile, "season"
+            self.table, Harmonics(calendar, HOUR_MS), self.window, _HORIZON, self.profile, "season"
         )
 
     def profile(self, slots: Int64 | slice, index: int, ahead: Int64) -> Float64:
@@ -109,3 +112,27 @@ def test_up_to_half_of_the_lags_may_be_missing(missing: int, *, speaks: bool) ->
         said = hourly.tell(deviation)
     assert np.isfinite(said[0]).all() == speaks
     assert np.isfinite(said[1:]).all()
+
+
+@given(
+    values=st.lists(
+        st.lists(st.one_of(st.just(np.nan), st.floats(-1e6, 1e6)), min_size=3, max_size=3),
+        max_size=12,
+    )
+)
+def test_what_is_told_of_a_bucket_is_as_of_arrays(values: list[list[float]]) -> None:
+    """Bit for bit: mean square deviations as they are kept, and deviations in their roots."""
+    state, slow = np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)
+    profile = np.array([0.0, 1.5, -3.0])
+    for row in values:
+        value, told = np.array(row), np.empty(3)
+        told = told[: _tell(value, profile, state, told)]
+        deviation, (square, count) = value - profile, slow.T
+        seen = ~np.isnan(deviation)
+        count += seen
+        rate = 1 / np.clip(count, 1, 1000.0)
+        square += np.where(seen, rate * (deviation**2 - square), 0.0)
+        wide = square.astype(np.float64)
+        expected = deviation / np.sqrt(np.where(wide > 0, wide, np.nan))
+        np.testing.assert_array_equal(told, np.clip(expected[~np.isnan(expected)], -8.0, 8.0))
+        np.testing.assert_array_equal(state, slow)
