@@ -64,9 +64,9 @@ class Calibration:
         *,
         is_count: bool,
     ) -> None:
-        self._table, self._prefix, self._is_count = table, prefix, is_count
+        self._table, self._column, self._is_count = table, f"{prefix}.residual", is_count
         self._levels = np.array(levels)
-        table.add(f"{prefix}.residual", (buckets, 2), dtype=np.float32)  # sum, weight
+        table.add(self._column, (buckets, 2), dtype=np.float32)  # sum, weight
         # Begin as a normal distribution whose mean absolute value is one.
         normal = [NormalDist().inv_cdf(level) * np.sqrt(np.pi / 2) for level in levels]
         self._shape = np.tile(np.array(normal), (buckets, 1))
@@ -76,28 +76,22 @@ class Calibration:
         """Take in residuals (B,) of landed forecasts of slots (B,) in their `unit`s (B,)."""
         if not len(landed):
             return
-        below, total = np.zeros(len(self._levels)), np.zeros(1)
-        shape, own = self._shape[bucket], self._table[f"{self._prefix}.residual"]
-        _track(bucket, landed, residual, unit, self._population(), shape, below, total, own)
-        below /= len(landed)
-        # Fast at first, slower as evidence grows; the far levels have further to go.
-        rate = _RATE * (1 + 7 / np.sqrt(1 + self._residual[bucket, 1]))
-        shape += rate * (self._levels - below) * (0.3 + np.abs(shape))
+        shape = self._shape[bucket]
+        _track(bucket, landed, residual, unit, self._levels, shape, self._residual, self._own)
         shape.sort()
-        self._residual[bucket] = _DISCOUNT * self._residual[bucket] + (total[0] / len(landed), 1.0)
 
     def forget(self) -> None:
         """Count what was learned of the widths for a tenth: a drift was detected."""
-        self._table[f"{self._prefix}.residual"][:] *= FORGET
+        self._own[:] *= FORGET
         self._residual *= FORGET
 
     def unit(self, path: Float64, spread: Float64) -> Float64:
-        """(B,) the size of a residual to expect of any key at this `path` with this `spread`."""
+        """(...) the size of a residual to expect of any key at this `path` with this `spread`."""
         if not self._is_count:
             return spread
-        mean = np.maximum(path, 0.0)
-        size: Float64 = np.sqrt(mean + _COUNT_FLOOR + _DISPERSION * mean**2)
-        return size
+        size = np.empty(path.size)
+        _unit(path.ravel(), size)
+        return size.reshape(path.shape)
 
     def expected_error(
         self, slots: Int64 | slice, path: Float64, spread: Float64, bucket: Int64
@@ -110,9 +104,8 @@ class Calibration:
             spread: (B,) the keys' spreads; not asked of counts.
             bucket: (H,) the horizon bucket of each step.
         """
-        own, rows = self._table[f"{self._prefix}.residual"], self._table.rows(slots)
-        error = np.empty(path.shape)
-        _expect(own, rows, self._population(), path, spread, bucket, self._is_count, error)
+        rows, error = self._table.rows(slots), np.empty(path.shape)
+        _expect(self._own, rows, self._residual, path, spread, bucket, self._is_count, error)
         return error
 
     def quantiles(self, path: Float64, size: Float64, bucket: Int64) -> Float64:
@@ -141,11 +134,10 @@ class Calibration:
         """Take `arrays` back."""
         self._shape[:], self._residual[:] = arrays["shape"], arrays["residual"]
 
-    def _population(self) -> Float64:
-        """(G,) mean |residual| of all keys in units."""
-        total, weight = self._residual.T
-        mean: Float64 = (total + 1.0) / (weight + 1.0)
-        return mean
+    @property
+    def _own(self) -> NDArray[np.float32]:
+        """(K, G, 2) of every key its |residuals|, summed up, and their weight."""
+        return self._table[self._column]
 
 
 class Mixture:
@@ -195,6 +187,30 @@ class Mixture:
             # Not by what it would say today: that has heard of errors like the one it is to hold.
             below = (truth[:, None] <= published).mean(axis=0)
             self._shift[bucket] += _SHIFT_RATE * (self._levels - below)
+
+    def learn_counts(
+        self,
+        bucket: int,
+        landed: Int64,
+        truth: Float64,
+        said: tuple[Float64, Float64],
+        members: tuple[Float64, Float64, Float64, Float64],
+    ) -> None:
+        """`learn` of what `of_counts` mixes, without those quantiles on the way.
+
+        Args:
+            bucket: which horizon bucket.
+            landed: (B,) slots, each at most once.
+            truth: (B,).
+            said: (B,) means, and their expected errors.
+            members: (G, Q) shapes; (B,) where in the tables (G, N, Q), those too; and the network's
+                quantiles (B, Q), or none at all.
+        """
+        if not len(landed):
+            return
+        losses = np.empty((len(landed), self._weights.members))
+        _judge_counts(bucket, truth, *said, *members, self._levels, losses)
+        self._weights.learn(bucket, landed, losses.T)
 
     def quantiles(
         self, slots: Int64 | slice, members: Sequence[Float64], size: Float64, bucket: Int64
@@ -257,17 +273,34 @@ class Mixture:
 
 
 @inlined
-def _width(own: NDArray[np.float32], population: float) -> float:
+def _width(own: NDArray[np.float32], all_keys: Float64) -> float:
     """Mean |residual| of a key in units, (2,) sum and weight, shrunk to all keys'; never zero."""
+    population = (all_keys[0] + 1.0) / (all_keys[1] + 1.0)
     total, weight = np.float64(own[0]), np.float64(own[1])
-    return max((total + _PRIOR_BUCKETS * population) / (weight + _PRIOR_BUCKETS), 1e-9)
+    width: float = (total + _PRIOR_BUCKETS * population) / (weight + _PRIOR_BUCKETS)
+    return max(width, 1e-9)
 
 
-@compiled("f4:3 i8:1 f8:1 f8:2 f8:1 i8:1 b1 > f8:2")
+@inlined
+def _count_unit(path: float) -> float:
+    """The size of a residual to expect of a count."""
+    mean = max(path, 0.0)
+    unit: float = np.sqrt(mean + _COUNT_FLOOR + _DISPERSION * mean**2)
+    return unit
+
+
+@compiled("f8:1 > f8:1")
+def _unit(path: Float64, unit: Float64) -> None:
+    """Of counts (N,)."""
+    for n in range(len(path)):
+        unit[n] = _count_unit(path[n])
+
+
+@compiled("f4:3 i8:1 f8:2 f8:2 f8:1 i8:1 b1 > f8:2")
 def _expect(  # noqa: PLR0913, PLR0917  (what an error is made of)
     own: NDArray[np.float32],
     rows: Int64,
-    population: Float64,
+    all_keys: Float64,
     path: Float64,
     spread: Float64,
     bucket: Int64,
@@ -275,41 +308,86 @@ def _expect(  # noqa: PLR0913, PLR0917  (what an error is made of)
     error: Float64,
 ) -> None:
     """Widths of rows (B,) times units: of paths (B, H) of counts, or spreads (B,)."""
-    width = np.empty(len(population))
+    width = np.empty(len(all_keys))
     for b in range(len(path)):
         for g in range(len(width)):
-            width[g] = _width(own[rows[b], g], population[g])
+            width[g] = _width(own[rows[b], g], all_keys[g])
         for h in range(len(bucket)):
-            if is_count:
-                mean = max(path[b, h], 0.0)
-                unit = np.sqrt(mean + _COUNT_FLOOR + _DISPERSION * mean**2)
-            else:
-                unit = spread[b]
+            unit = _count_unit(path[b, h]) if is_count else spread[b]
             error[b, h] = width[bucket[h]] * unit
 
 
-@compiled("i8 i8:1 f8:1 f8:1 f8:1 f8:1 > f8:1 f8:1 f4:3")
+@compiled("i8 i8:1 f8:1 f8:1 f8:1 > f8:1 f8:2 f4:3")
 def _track(  # noqa: PLR0913, PLR0917  (what is learned of a residual)
     bucket: int,
     landed: Int64,
     residual: Float64,
     unit: Float64,
-    population: Float64,
+    levels: Float64,
     shape: Float64,
-    below: Float64,
-    total: Float64,
+    all_keys: Float64,
     own: NDArray[np.float32],
 ) -> None:
-    """Count how many residuals (B,) lie at or below each shape (Q,), and add up their sizes."""
-    for b in range(len(landed)):
+    """Move each shape (Q,) by how many residuals (B,) lie at or below it, and add up their sizes.
+
+    Of every key (K, G, 2), and of all (G, 2).
+    """
+    below, total, keys = np.zeros(len(shape)), 0.0, len(landed)
+    for b in range(keys):
         scaled = min(max(residual[b] / unit[b], -_LARGEST), _LARGEST)
         kept = own[landed[b], bucket]
-        relative, size = scaled / _width(kept, population[bucket]), abs(scaled)
+        relative, size = scaled / _width(kept, all_keys[bucket]), abs(scaled)
         for q in range(len(shape)):
             below[q] += relative <= shape[q]
         kept[0] = _DISCOUNT * kept[0] + size
         kept[1] = _DISCOUNT * kept[1] + 1
-        total[0] += size
+        total += size
+    # Fast at first, slower as evidence grows; the far levels have further to go.
+    rate = _RATE * (1 + 7 / np.sqrt(1 + all_keys[bucket, 1]))
+    for q in range(len(shape)):
+        shape[q] += rate * (levels[q] - below[q] / keys) * (0.3 + abs(shape[q]))
+    all_keys[bucket, 0] = _DISCOUNT * all_keys[bucket, 0] + total / keys
+    all_keys[bucket, 1] = _DISCOUNT * all_keys[bucket, 1] + 1.0
+
+
+@inlined
+def _pinball(miss: float, level: float) -> float:
+    """Loss of a quantile that the truth is so far above."""
+    return max(level * miss, (level - 1.0) * miss)
+
+
+@compiled("i8 f8:1 f8:1 f8:1 f8:2 f8:1 f8:3 f8:2 f8:1 > f8:2")
+def _judge_counts(  # noqa: PLR0913, PLR0917  (all that has a say)
+    bucket: int,
+    truth: Float64,
+    mean: Float64,
+    size: Float64,
+    shape: Float64,
+    place: Float64,
+    tables: Float64,
+    outside: Float64,
+    levels: Float64,
+    loss: Float64,
+) -> None:
+    """Mean pinball losses (B, members) of what `_mix_counts` mixes, in expected errors (B,)."""
+    has_network = outside.shape[0] > 0
+    for b in range(len(truth)):
+        at = place[b]
+        below = 0 if np.isnan(at) else min(int(at), tables.shape[1] - 2)
+        part, low, high = at - below, tables[bucket, below], tables[bucket, below + 1]
+        tracking = drawing = listening = 0.0
+        for q in range(len(levels)):
+            tracked = max(mean[b] + size[b] * shape[bucket, q], 0.0)
+            drawn = tracked if np.isnan(at) else (1 - part) * low[q] + part * high[q]
+            tracking += _pinball(truth[b] - tracked, levels[q])
+            drawing += _pinball(truth[b] - drawn, levels[q])
+            if has_network:
+                heard = tracked if np.isnan(outside[b, q]) else outside[b, q]
+                listening += _pinball(truth[b] - heard, levels[q])
+        loss[b, 0] = tracking / len(levels) / size[b]
+        loss[b, 1] = drawing / len(levels) / size[b]
+        if has_network:
+            loss[b, 2] = listening / len(levels) / size[b]
 
 
 @compiled("f8:2 f8:2 f8:2 f8:2 f8:2 f8:3 f8:3 i8:1 f8:3 > f8:3")
@@ -393,6 +471,5 @@ def _judge(
         total = 0.0
         for q in range(len(levels)):
             said = first[b, q] if np.isnan(member[b, q]) else member[b, q]
-            miss = truth[b] - said
-            total += max(levels[q] * miss, (levels[q] - 1.0) * miss)
+            total += _pinball(truth[b] - said, levels[q])
         loss[b] = total / len(levels) / size[b]

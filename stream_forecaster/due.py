@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled, halved, widened
+from stream_forecaster.compiled import compiled, halved, inlined, widened
 from stream_forecaster.keys import KeyTable
 
 Float64 = NDArray[np.float64]
@@ -138,7 +138,7 @@ class Due:
 
     def keep(self, rows: slice, index: int, said: Said) -> None:
         """Keep what was `said` (..., B, G) of `rows` after bucket `index`; NaN means: nothing."""
-        kept = np.flatnonzero(self._is_kept(index))
+        kept, position = self._drawn(np.full(len(self._horizons), index))
         _keep(
             said.mean,
             said.unit,
@@ -148,7 +148,7 @@ class Due:
             said.inside,
             said.outside,
             kept,
-            self._position(index)[kept],
+            position,
             rows.start,
             self._table[self._means],
             self._table[self._others],
@@ -160,11 +160,10 @@ class Due:
         They are read once.
         """
         means = self._table[self._means]
-        issued = index - self._horizons
-        positions = self._position(issued).tolist()
-        for bucket in np.flatnonzero(self._is_kept(issued)).tolist():
-            position = positions[bucket]
-            slots = np.flatnonzero(~np.isnan(truth) & ~np.isnan(means[:, position, 0]))
+        kept, positions = self._drawn(index - self._horizons)
+        for bucket, position in zip(kept.tolist(), positions.tolist(), strict=True):
+            slots = np.empty(len(truth), np.int64)
+            slots = slots[: _find(truth, means, position, slots)]
             said = self._said(slots, position)
             means[:, position] = np.nan
             yield Landed(bucket, slots, truth[slots], said)
@@ -195,29 +194,60 @@ class Due:
         """Nothing that is under way will be scored."""
         self._table[self._means][:] = np.nan
 
-    def _position(self, index: Int64 | int) -> Int64:
-        """(G,) where in the rings the forecasts issued after bucket `index`, one or (G,), are."""
-        position: Int64 = self._ring[:-1] + index // self._stride % self._size
-        return position
-
-    def _is_kept(self, index: Int64 | int) -> NDArray[np.bool_]:
-        """(G,) whether what is issued after bucket `index`, one or (G,), is kept."""
-        lot = _lots(index // self._stride) % self._lots
-        drawn: NDArray[np.bool_] = index % self._stride == lot
-        return drawn
+    def _drawn(self, index: Int64) -> tuple[Int64, Int64]:
+        """Of forecasts issued after buckets (G,): whose are kept, and where in the rings."""
+        kept, position = np.empty((2, len(index)), np.int64)
+        count = _draw(index, self._stride, self._lots, self._size, self._ring, kept, position)
+        return kept[:count], position[:count]
 
 
-def _lots(block: Int64) -> Int64:
-    """(G,) a number as if drawn at random for each block, from 0 to 2^32 - 1.
+# -- loops over keys and horizon buckets -----------------------------------------------------------
+
+
+@inlined
+def _lot(block: int) -> int:
+    """A number as if drawn at random for a block, from 0 to 2^32 - 1.
 
     Source: the finaliser of MurmurHash3, Appleby 2008. A multiplication alone keeps a rhythm, and
     with it some minutes of the hour are never drawn.
     """
     bits = block & 0xFFFFFFFF
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
-        bits ^= bits >> shift
-        bits = bits * factor & 0xFFFFFFFF  # overflows, which leaves the low 32 bits as they are
-    return bits
+    bits ^= bits >> 16
+    bits = bits * 0x85EBCA6B & 0xFFFFFFFF  # overflows, which leaves the low 32 bits as they are
+    bits ^= bits >> 13
+    bits = bits * 0xC2B2AE35 & 0xFFFFFFFF
+    return bits ^ bits >> 16
+
+
+@compiled("i8:1 i8:1 i8:1 i8:1 i8:1 > i8:1 i8:1 = i8")
+def _draw(  # noqa: PLR0913, PLR0917  (what a ring is made of)
+    index: Int64,
+    stride: Int64,
+    lots: Int64,
+    size: Int64,
+    first: Int64,
+    kept: Int64,
+    position: Int64,
+) -> int:
+    """The horizon buckets of which what is issued after bucket `index` (G,) is kept; how many."""
+    count = 0
+    for g in range(len(index)):
+        block = index[g] // stride[g]
+        if index[g] % stride[g] == _lot(block) % lots[g]:
+            kept[count], position[count] = g, first[g] + block % size[g]
+            count += 1
+    return count
+
+
+@compiled("f8:1 f4:3 i8 > i8:1 = i8")
+def _find(truth: Float64, means: NDArray[np.float32], position: int, slots: Int64) -> int:
+    """The slots with a truth (K,), and a mean at a position of their rings (K, P, 2); how many."""
+    count = 0
+    for k in range(len(truth)):
+        if not np.isnan(truth[k]) and not np.isnan(means[k, position, 0]):
+            slots[count] = k
+            count += 1
+    return count
 
 
 @compiled("f8:2 f8:2 f8:3 f8:2 f8:3 f8:3 f8:3 i8:1 i8:1 i8 > f4:3 f2:3")

@@ -78,10 +78,38 @@ class ExponentialWeights:
         """
         if not len(landed):
             return
-        total = np.zeros(len(loss))
-        _take_in(bucket, landed, loss.T, *self._own(), total)
-        self._loss[bucket] = _DISCOUNT * self._loss[bucket] + total / len(landed)
-        self._landed[bucket] = _DISCOUNT * self._landed[bucket] + 1
+        _take_in(bucket, landed, loss.T, *self._own(), self._loss, self._landed)
+
+    def learn_errors(
+        self,
+        bucket: int,
+        landed: Int64,
+        predictions: Float64,
+        truth: Float64,
+        spread: Float64,
+    ) -> tuple[Float64, Float64]:
+        """Take in forecasts that have come due: `learn` of their errors, squared.
+
+        Returns (B, M) how far experts are from their weighted mean, as it is now, and what that
+        missed (B,), in spreads. No opinion has no weight and does not deviate.
+
+        Args:
+            bucket: which horizon bucket.
+            landed: (B,) slots, each at most once.
+            predictions: (M, B), NaN for no opinion.
+            truth: (B,).
+            spread: (B,) of the keys' values.
+        """
+        told, deviation, residual = (
+            predictions.T,
+            np.empty(predictions.T.shape),
+            np.empty(len(truth)),
+        )
+        own, sums = self._own(), (self._loss, self._landed)
+        _miss(
+            bucket, landed, told, truth, spread, self._sharpness, *own, *sums, deviation, residual
+        )
+        return deviation, residual
 
     def losses(self, slots: Slots) -> Float64:
         """Mean landed losses (B, G, M), a key's own shrunk to the population's."""
@@ -92,12 +120,11 @@ class ExponentialWeights:
         )
         return mean
 
-    def weights(self, slots: Slots, bucket: int | None = None) -> Float64:
-        """Weights (M, B, G) summing to one over the experts; of one `bucket` (M, B, 1)."""
-        first, last = (0, self.buckets) if bucket is None else (bucket, bucket + 1)
+    def weights(self, slots: Slots) -> Float64:
+        """Weights (M, B, G) summing to one over the experts."""
         evidence = self.evidence(slots)
-        weights = np.empty((len(evidence[2]), last - first, self._loss.shape[1]))
-        _weigh(*evidence, first, weights)
+        weights = np.empty((len(evidence[2]), *self._loss.shape))
+        _weigh(*evidence, weights)
         return weights.transpose(2, 0, 1)
 
     def evidence(
@@ -108,9 +135,9 @@ class ExponentialWeights:
         return *self._own(), rows, self._population(), self._landed, self._sharpness
 
     @property
-    def buckets(self) -> int:
-        """G."""
-        return len(self._landed)
+    def members(self) -> int:
+        """M."""
+        return self._loss.shape[1]
 
     def forget(self) -> None:
         """Keep a tenth of the evidence: what was learned before a drift counts for less."""
@@ -189,10 +216,8 @@ class Stack:
         told = deviation.T
         weighted, target = np.empty(told.shape), np.empty(len(slots))
         _soften(told, residual, weighted, target)
-        gram, cross = weighted.T @ told / len(slots), target @ told / len(slots)
-        self._gram[bucket] = _POPULATION_DISCOUNT * self._gram[bucket] + gram
-        self._cross[bucket] = _POPULATION_DISCOUNT * self._cross[bucket] + cross
-        self._landed[bucket] = _POPULATION_DISCOUNT * self._landed[bucket] + 1
+        gram, cross = weighted.T @ told, target @ told
+        _pool(bucket, len(slots), gram, cross, self._gram, self._cross, self._landed)
         grams, crosses = self._column("gram"), self._column("cross")
         _add_up(bucket, slots, told, weighted, target, self._discount, grams, crosses)
 
@@ -203,20 +228,20 @@ class Stack:
 
     def solve(self) -> None:
         """Turn what was learned into weights."""
-        m = len(self._start)
-        for bucket in np.flatnonzero(self._landed >= 2).tolist():
-            mean = self._gram[bucket] / self._landed[bucket]
-            scale = mean + (self._ridge * np.trace(mean) / m + 1e-9) * np.eye(m)
-            solved = np.linalg.solve(
-                self._gram[bucket] + _POOLED * self._prior * scale,
-                self._cross[bucket] + _POOLED * self._prior * scale @ self._start,
-            )
-            self._weight[bucket] = self._admissible(solved)
-            grams = self._column("gram")[:, bucket].astype(np.float64)
-            crosses = self._column("cross")[:, bucket].astype(np.float64)
-            shrunk = crosses + self._prior * scale @ self._weight[bucket]
-            solved = np.linalg.solve(grams + self._prior * scale, shrunk[..., None])[..., 0]
-            self._column("weight")[:, bucket] = self._admissible(solved)
+        m, prior = len(self._start), self._prior
+        some = np.flatnonzero(self._landed >= 2)
+        mean = self._gram[some] / self._landed[some, None, None]
+        ridge = self._ridge * np.trace(mean, axis1=1, axis2=2) / m + 1e-9
+        scale = mean + ridge[:, None, None] * np.eye(m)
+        pull = _POOLED * prior * scale
+        target = self._cross[some] + pull @ self._start
+        solved = np.linalg.solve(self._gram[some] + pull, target[..., None])[..., 0]
+        self._weight[some] = self._admissible(solved)
+        pull = prior * scale
+        grams = self._column("gram")[:, some] + pull
+        targets = self._column("cross")[:, some] + (pull @ self._weight[some, :, None])[..., 0]
+        solved = np.linalg.solve(grams, targets[..., None])[..., 0]
+        self._column("weight")[:, some] = self._admissible(solved)
 
     def _admissible(self, weight: Float64) -> Float64:
         """Weights (..., M) within their bounds."""
@@ -296,12 +321,11 @@ class Fusion:
             truth: (B,).
             spread: (B,) of the keys' values.
         """
-        error, loss, deviation = np.empty((3, len(slots), len(predictions)))
-        _miss(predictions.T, truth, spread, error, loss)
-        self._exponential.learn(bucket, slots, loss.T)
-        weight = self._exponential.weights(slots, bucket)[:, :, 0].T
-        residual = np.empty(len(slots))
-        _anchor(weight, error, deviation, residual)
+        if not len(slots):
+            return
+        deviation, residual = self._exponential.learn_errors(
+            bucket, slots, predictions, truth, spread
+        )
         self._stack.learn(bucket, slots, deviation.T, residual)
 
     def settle(self, index: int) -> None:
@@ -365,25 +389,51 @@ def or_zero(opinion: Float64) -> Float64:
 # -- loops over keys -----------------------------------------------------------------------------
 
 
-@compiled("i8 i8:1 f8:2 > f4:3 f4:2 f8:1")
-def _take_in(
-    bucket: int,
-    landed: Int64,
+@inlined
+def _take_in_one(
     loss: Float64,
+    slot: int,
+    bucket: int,
     own: NDArray[np.float32],
     count: NDArray[np.float32],
     total: Float64,
 ) -> None:
-    """Add losses (B, M) to sums (K, G, M) and counts (K, G) of slots (B,), and to a total (M,)."""
-    for b in range(len(landed)):
-        slot, worst = landed[b], 0.0
-        for m in range(loss.shape[1]):
-            worst = max(worst, loss[b, m])
-        for m in range(loss.shape[1]):
-            felt = min(worst if np.isnan(loss[b, m]) else loss[b, m], _LARGEST_LOSS)
-            own[slot, bucket, m] = _DISCOUNT * own[slot, bucket, m] + felt
-            total[m] += felt
-        count[slot, bucket] = _DISCOUNT * count[slot, bucket] + 1
+    """Add a key's losses (M,) to its sums (K, G, M) and counts (K, G), and to a total (M,)."""
+    worst = 0.0
+    for m in range(len(loss)):
+        worst = max(worst, loss[m])
+    for m in range(len(loss)):
+        felt = min(worst if np.isnan(loss[m]) else loss[m], _LARGEST_LOSS)
+        own[slot, bucket, m] = _DISCOUNT * own[slot, bucket, m] + felt
+        total[m] += felt
+    count[slot, bucket] = _DISCOUNT * count[slot, bucket] + 1
+
+
+@inlined
+def _take_in_all(
+    total: Float64, keys: int, bucket: int, population: Float64, landed: Float64
+) -> None:
+    """Add the mean of so many keys' losses, their total (M,), to the population's sums (G, M)."""
+    for m in range(len(total)):
+        population[bucket, m] = _DISCOUNT * population[bucket, m] + total[m] / keys
+    landed[bucket] = _DISCOUNT * landed[bucket] + 1
+
+
+@compiled("i8 i8:1 f8:2 > f4:3 f4:2 f8:2 f8:1")
+def _take_in(  # noqa: PLR0913, PLR0917  (what is learned of a loss)
+    bucket: int,
+    landing: Int64,
+    loss: Float64,
+    own: NDArray[np.float32],
+    count: NDArray[np.float32],
+    population: Float64,
+    landed: Float64,
+) -> None:
+    """Add losses (B, M) of slots (B,) to what is kept of them and of the population."""
+    total = np.zeros(loss.shape[1])
+    for b in range(len(landing)):
+        _take_in_one(loss[b], landing[b], bucket, own, count, total)
+    _take_in_all(total, len(landing), bucket, population, landed)
 
 
 @inlined
@@ -427,7 +477,7 @@ def _weigh_one(  # noqa: PLR0913, PLR0917  (what weights are made of)
         weight[m] = (1 - _SHARE) * weight[m] / total + _SHARE / experts
 
 
-@compiled("f4:3 f4:2 i8:1 f8:2 f8:1 f8 i8 > f8:3")
+@compiled("f4:3 f4:2 i8:1 f8:2 f8:1 f8 > f8:3")
 def _weigh(  # noqa: PLR0913, PLR0917  (likewise)
     own: NDArray[np.float32],
     count: NDArray[np.float32],
@@ -435,24 +485,56 @@ def _weigh(  # noqa: PLR0913, PLR0917  (likewise)
     population: Float64,
     landed: Float64,
     sharpness: float,
-    first: int,
     weights: Float64,
 ) -> None:
-    """Weights (B, some of G, M) of rows (B,) by their losses, the population's being (G, M)."""
+    """Weights (B, G, M) of rows (B,) by their losses, the population's being (G, M)."""
     for b in range(len(rows)):
         for g in range(weights.shape[1]):
-            _weigh_one(own, count, rows[b], population, landed, sharpness, first + g, weights[b, g])
+            _weigh_one(own, count, rows[b], population, landed, sharpness, g, weights[b, g])
 
 
-@compiled("f8:2 f8:1 f8:1 > f8:2 f8:2")
-def _miss(
-    predictions: Float64, truth: Float64, spread: Float64, error: Float64, loss: Float64
+@compiled("i8 i8:1 f8:2 f8:1 f8:1 f8 > f4:3 f4:2 f8:2 f8:1 f8:2 f8:1")
+def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
+    bucket: int,
+    landing: Int64,
+    predictions: Float64,
+    truth: Float64,
+    spread: Float64,
+    sharpness: float,
+    own: NDArray[np.float32],
+    count: NDArray[np.float32],
+    population: Float64,
+    landed: Float64,
+    deviation: Float64,
+    residual: Float64,
 ) -> None:
-    """Errors (B, M) in spreads (B,), and their squares."""
-    for b in range(len(truth)):
-        for m in range(predictions.shape[1]):
-            error[b, m] = (predictions[b, m] - truth[b]) / spread[b]
-            loss[b, m] = error[b, m] * error[b, m]
+    """Take in the squares of errors, predictions (B, M) less truths (B,) in spreads (B,).
+
+    Then say how far they are from their mean by the weights that come of it, and what that missed.
+    """
+    keys, experts = predictions.shape
+    total, loss, weight = np.zeros(experts), np.empty(experts), np.empty(experts)
+    for b in range(keys):
+        for m in range(experts):
+            error = (predictions[b, m] - truth[b]) / spread[b]
+            deviation[b, m] = error
+            loss[m] = error * error
+        _take_in_one(loss, landing[b], bucket, own, count, total)
+    _take_in_all(total, keys, bucket, population, landed)
+    mean = np.empty(population.shape)  # of this bucket only
+    for m in range(experts):
+        mean[bucket, m] = population[bucket, m] / max(landed[bucket], 1.0)
+    for b in range(keys):
+        error = deviation[b]
+        _weigh_one(own, count, landing[b], mean, landed, sharpness, bucket, weight)
+        mass, missed = 0.0, 0.0
+        for m in range(experts):
+            if not np.isnan(error[m]):
+                mass += weight[m]
+                missed += weight[m] * error[m]
+        residual[b] = -missed / max(mass, _NO_MASS)
+        for m in range(experts):
+            error[m] = 0.0 if np.isnan(error[m]) else error[m] + residual[b]
 
 
 @compiled("f8:2 f8:1 > f8:2 f8:1")
@@ -465,21 +547,23 @@ def _soften(deviation: Float64, residual: Float64, weighted: Float64, target: Fl
         target[b] = weight * residual[b]
 
 
-@compiled("f8:2 f8:2 > f8:2 f8:1")
-def _anchor(weight: Float64, error: Float64, deviation: Float64, residual: Float64) -> None:
-    """Errors (B, M) as deviations from their weighted mean, and what that missed (B,).
-
-    No opinion, NaN, has no weight and does not deviate.
-    """
-    for b in range(len(residual)):
-        mass, mean = 0.0, 0.0
-        for m in range(error.shape[1]):
-            if not np.isnan(error[b, m]):
-                mass += weight[b, m]
-                mean += weight[b, m] * error[b, m]
-        residual[b] = -mean / max(mass, _NO_MASS)
-        for m in range(error.shape[1]):
-            deviation[b, m] = 0.0 if np.isnan(error[b, m]) else error[b, m] + residual[b]
+@compiled("i8 i8 f8:2 f8:1 > f8:3 f8:2 f8:1")
+def _pool(  # noqa: PLR0913, PLR0917  (what a regression is made of)
+    bucket: int,
+    keys: int,
+    gram: Float64,
+    cross: Float64,
+    grams: Float64,
+    crosses: Float64,
+    landed: Float64,
+) -> None:
+    """Add so many keys' products (M, M) and (M,), as their mean, to the population's, by bucket."""
+    for i in range(len(cross)):
+        crosses[bucket, i] = _POPULATION_DISCOUNT * crosses[bucket, i] + cross[i] / keys
+        for j in range(len(cross)):
+            kept = _POPULATION_DISCOUNT * grams[bucket, i, j]
+            grams[bucket, i, j] = kept + gram[i, j] / keys
+    landed[bucket] = _POPULATION_DISCOUNT * landed[bucket] + 1
 
 
 @compiled("i8 i8:1 f8:2 f8:2 f8:1 f8 > f4:4 f4:3")

@@ -53,10 +53,7 @@ class NegativeBinomial:
 
     def learn(self, bucket: int, mean: Float64, truth: Float64) -> None:
         """Take in forecasts (B,) of one horizon bucket that have come due, and what was true."""
-        news = np.zeros(3)
-        _add_up(mean, truth, news)
-        if news[2]:
-            self._moments[bucket] = _MEMORY * self._moments[bucket] + news[:2] / news[2]
+        _add_up(mean, truth, self._moments[bucket])
 
     def settle(self, index: int) -> None:
         """Turn moments into dispersions now and then; `index` is the bucket's, for a replay."""
@@ -107,10 +104,10 @@ def spread_quantiles(mean: Float64, dispersion: float, levels: Float64) -> Float
 
 
 def places(mean: Float64) -> Float64:
-    """Where in the table means (B, H) are, from 0 to N - 1; NaN if they are too large for it."""
-    place = np.empty(mean.shape)
-    _place(mean, place)
-    return place
+    """Where in the table means (B, H) or (B,) are, from 0 to N - 1; NaN if too large for it."""
+    place = np.empty(mean.size)
+    _place(mean.ravel(), place)
+    return place.reshape(mean.shape)
 
 
 # -- loops over keys -----------------------------------------------------------------------------
@@ -123,12 +120,11 @@ def _placed(mean: float) -> float:
     return np.nan if mean > _LARGEST else at
 
 
-@compiled("f8:2 > f8:2")
+@compiled("f8:1 > f8:1")
 def _place(mean: Float64, place: Float64) -> None:
-    """Each of means (B, H)."""
-    for b in range(len(mean)):
-        for h in range(mean.shape[1]):
-            place[b, h] = _placed(mean[b, h])
+    """Each of means (N,)."""
+    for n in range(len(mean)):
+        place[n] = _placed(mean[n])
 
 
 @compiled("f8:2 i8:1 f8:3 > f8:3")
@@ -147,8 +143,9 @@ def _look_up(mean: Float64, bucket: Int64, tables: Float64, quantiles: Float64) 
 
 
 @compiled("f8:1 f8:1 > f8:1")
-def _add_up(mean: Float64, truth: Float64, news: Float64) -> None:
-    """Variance beyond the mean, mean^2, and how many there are, of means (B,) in the table."""
+def _add_up(mean: Float64, truth: Float64, moments: Float64) -> None:
+    """Variance beyond the mean, and mean^2, of means (B,) in the table, if there are any."""
+    excess, square, keys = 0.0, 0.0, 0
     for b in range(len(mean)):
         m = mean[b]
         if not _SMALLEST < m <= _LARGEST:
@@ -156,9 +153,12 @@ def _add_up(mean: Float64, truth: Float64, news: Float64) -> None:
         # By the variance that is to be expected, or the largest means would decide alone.
         weight = 1 / (m + _BEGIN * m * m) ** 2
         beyond = min((truth[b] - m) ** 2, 100 * (m + m * m)) - m
-        news[0] += weight * beyond * m * m
-        news[1] += weight * m**4
-        news[2] += 1
+        excess += weight * beyond * m * m
+        square += weight * m**4
+        keys += 1
+    if keys:
+        moments[0] = _MEMORY * moments[0] + excess / keys
+        moments[1] = _MEMORY * moments[1] + square / keys
 
 
 @compiled("f8:1 f8 f8:1 > f8:2")

@@ -23,6 +23,7 @@ from stream_forecaster.agreement import moved_along
 from stream_forecaster.baselines import seasonal_naive
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.calibration import Calibration, Mixture
+from stream_forecaster.compiled import compiled
 from stream_forecaster.config import Resolution, Settings
 from stream_forecaster.drift import Drift
 from stream_forecaster.due import Due, Landed, Matured, Said
@@ -46,6 +47,8 @@ _MOVED = 0.1
 """A forecast has moved when it differs by so many of its own expected errors."""
 _QUALITY_DISCOUNT = 0.98
 _UNASKED = np.empty(0)
+_NO_NETWORK = np.empty((0, 0))
+_NO_INTERVAL = np.empty((0, 2))
 _KEPT, _LEAN_KEPT = 8, 1
 """Forecasts of a horizon bucket that are kept until they land."""
 _LEAN_GROWTH = 8
@@ -166,7 +169,13 @@ class Closed:
 
 
 class Pool:
-    """All state of one resolution, for all slots of the shard."""
+    """All state of one resolution, for all slots of the shard.
+
+    Attributes:
+        resolution: which.
+        window: its rings.
+        bucket: (H,) the horizon bucket of each step.
+    """
 
     def __init__(
         self,
@@ -211,9 +220,15 @@ class Pool:
         self._names = tuple(expert.name for expert in self._experts)
         growth = _LEAN_GROWTH if self._is_lean else 2
         ends, self._horizons = horizon_buckets(resolution.horizon, growth)
-        self._bucket = np.searchsorted(ends, np.arange(1, resolution.horizon + 1))
+        self._ahead = np.arange(1, resolution.horizon + 1)
+        self.bucket = np.searchsorted(ends, self._ahead)
         self._name = f"pool.{resolution.step_ms}"
         self._spread = Spread(table, self._name)
+        self._naive, self._fast = (
+            self._names.index(NAIVE),
+            self._experts[self._names.index("ewma_fast")],
+        )
+        self._interval = list(central_intervals(self._levels).get(0.8, ()))
         self._drift = Drift()
         self._add_fusion(seats, settings)
         self._add_calibration(has_network=seats is not None)
@@ -301,7 +316,7 @@ class Pool:
                 matured.append(self._matured(index, group))
             loss = self._learn(index, group, spreads[group.slots])
             if len(loss):
-                losses.append(float(np.mean(loss)))
+                losses.append(float(loss.mean()))
         return Closed(score, self._settle(index, truth, losses), truth, tuple(matured))
 
     def skip(self, until: int) -> None:
@@ -315,9 +330,12 @@ class Pool:
     def _score(self, score: Score, group: Landed, baselines: list[list[Float64]]) -> None:
         """Baselines: what each had said at each of the G horizons, (K,)."""
         said = group.said
-        pooled = np.maximum(said.pooled, 0.0) if self._is_count else said.pooled
-        naive = [baseline[group.bucket][group.slots] for baseline in baselines]
-        points = np.stack([said.mean, *said.predictions, pooled, *naive])
+        m, count = len(said.predictions), len(group.slots)
+        points = np.empty((m + 2 + len(baselines), count))
+        points[0], points[1 : m + 1] = said.mean, said.predictions
+        points[m + 1] = np.maximum(said.pooled, 0.0) if self._is_count else said.pooled
+        for point, baseline in zip(points[m + 2 :], baselines, strict=True):
+            point[:] = baseline[group.bucket][group.slots]
         score.land(group.bucket, group.truth, points, said.quantiles)
 
     def _matured(self, index: int, group: Landed) -> Matured:
@@ -381,45 +399,41 @@ class Pool:
         by heart, and is judged by what it said when it had not heard of errors like these.
         Returns the residuals (B,) without their sign, in calibration's units.
         """
-        said, slots = group.said, group.slots
-        path, bucket = said.mean[:, None], np.array([group.bucket])
-        size = self._calibration.expected_error(slots, path, spread, bucket)
-        published = said.quantiles
-        members = [published]  # one alone, and nothing to weigh
+        said, slots, truth, bucket = group.said, group.slots, group.truth, group.bucket
+        size = self._calibration.expected_error(
+            slots, said.mean[:, None], spread, np.array([bucket])
+        )[:, 0]
         if self._distribution:
-            tracked = self._calibration.quantiles(path, size, bucket)
-            members = [tracked[:, 0], self._distribution.quantiles(path, bucket)[:, 0]]
-        elif self._lstm:
-            members = [said.inside]
-        if self._lstm:
-            members.append(said.outside)
-        size = size[:, 0]
-        self._mixture.learn(group.bucket, slots, group.truth, members, (published, size))
-        if self._distribution:
-            self._distribution.learn(group.bucket, said.mean, group.truth)
+            shapes, tables = self._calibration.shape, self._distribution.tables
+            members = shapes, places(said.mean), tables, said.outside if self._lstm else _NO_NETWORK
+            self._mixture.learn_counts(bucket, slots, truth, (said.mean, size), members)
+            self._distribution.learn(bucket, said.mean, truth)
+        else:  # one alone, and nothing to weigh; or the network beside it
+            of_real = (said.inside, said.outside) if self._lstm else (said.quantiles,)
+            self._mixture.learn(bucket, slots, truth, of_real, (said.quantiles, size))
         if self._regression:
             told = said.mean, size, said.predictions
-            self._regression.learn(group.bucket, slots, index, group.truth, told)
+            self._regression.learn(bucket, slots, index, truth, told)
         unit = self._calibration.unit(said.mean, spread)
-        residual = group.truth - said.mean
-        self._calibration.learn(group.bucket, slots, residual, unit)
+        residual = truth - said.mean
+        self._calibration.learn(bucket, slots, residual, unit)
         loss: Float64 = np.abs(residual) / unit
         return loss
 
     def _note_quality(self, group: Landed) -> None:
         """One step ahead: errors, coverage and surprise of each key."""
-        quality, said = self._column("quality"), group.said
-        residual = group.truth - said.mean
-        error = np.abs(residual)
-        naive = np.abs(group.truth - said.predictions[self.experts.index(NAIVE)])
-        naive = np.where(np.isnan(naive), error, naive)  # nothing said, nothing lost
-        inside = np.full(len(error), np.nan)
-        if 0.8 in (intervals := central_intervals(self._levels)):
-            low, high = said.quantiles[:, intervals[0.8]].T
-            inside[:] = (low <= group.truth) & (group.truth <= high)
-        news = np.stack([error, naive, inside, np.ones_like(error)], axis=1)
-        quality[group.slots] = _QUALITY_DISCOUNT * quality[group.slots] + news
-        self._column("surprise")[group.slots] = residual / said.unit
+        said, naive = group.said, group.said.predictions[self._naive]
+        quantiles = said.quantiles[:, self._interval] if self._interval else _NO_INTERVAL
+        _note(
+            group.slots,
+            group.truth,
+            said.mean,
+            said.unit,
+            naive,
+            quantiles,
+            self._column("quality"),
+            self._column("surprise"),
+        )
 
     # -- issue -----------------------------------------------------------------------------------
 
@@ -440,7 +454,7 @@ class Pool:
         """What is to be said of `slots` (B,), `ahead` (H,) steps after the newest closed bucket."""
         index = self.window.closed - 1
         ahead = self._ahead if ahead is None else ahead
-        bucket = self._bucket[ahead - 1]
+        bucket = self.bucket[ahead - 1]
         predictions, pooled, weights = self._fused(slots, ahead)
         outside, mean = None, pooled
         if self._lstm:
@@ -519,7 +533,7 @@ class Pool:
 
     def expected_error(self, slots: Slots, path: Float64, bucket: Int64 | None = None) -> Float64:
         """(B, H) mean |residual| to expect of `path` (B, H)."""
-        bucket = self._bucket if bucket is None else bucket
+        bucket = self.bucket if bucket is None else bucket
         spread = _UNASKED if self._is_count else self._spread(slots)
         return self._calibration.expected_error(slots, path, spread, bucket)
 
@@ -538,7 +552,7 @@ class Pool:
 
         That is the path (B, H), and the experts' weights (M, B, G).
         """
-        index, bucket = self.window.closed - 1, self._bucket[ahead - 1]
+        index, bucket = self.window.closed - 1, self.bucket[ahead - 1]
         rows, m = self._table.rows(slots), len(self._experts)
         # Key by key, as loops go through them.
         predictions = np.empty((len(rows), len(self.experts), len(ahead))).transpose(1, 0, 2)
@@ -573,7 +587,7 @@ class Pool:
         return members[0], self._mixture.quantiles(slots, members, size, bucket)
 
     def _view(self, slots: Slots, ahead: Int64, predictions: Float64, pooled: Float64) -> View:
-        bucket = self._bucket[ahead - 1]
+        bucket = self.bucket[ahead - 1]
         return View(
             slots,
             self.window.closed - 1,
@@ -590,17 +604,17 @@ class Pool:
 
     def paths(self, slots: Int64, said: Statement) -> Paths:
         """The forecast of `slots` (B,): what is said of them, after all resolutions have agreed."""
-        index, step_ms = self.window.closed - 1, self.resolution.step_ms
-        start = self._calendar.start
-        fast = self._experts[self._names.index("ewma_fast")]
+        first, step_ms = self.window.closed, self.resolution.step_ms
+        ends = np.array([first, first + self.resolution.horizon])
+        start_ms, end_ms = self._calendar.start(ends, step_ms).tolist()
         return Paths(
             step_ms,
-            int(start(index + 1, step_ms)),
-            int(start(index + 1 + self.resolution.horizon, step_ms)),
+            start_ms,
+            end_ms,
             said.mean,
             said.quantiles,
             self.window.moving_average(slots),
-            fast.predict(slots, index, np.array([1]))[:, 0],
+            self._fast.predict(slots, first - 1, self._ahead[:1])[:, 0],
             said.weights,
             self.experts,
         )
@@ -609,10 +623,9 @@ class Pool:
         """(B,) whose mean (B, H) is not what was last sent, by a tenth of its expected error."""
         now, bucket = mean.take(self._horizons - 1, axis=1), np.arange(len(self._horizons))
         unit = self.expected_error(slots, now, bucket)
-        # Never sent is NaN and counts as moved.
-        moved = ~(np.abs(now - self._column("sent")[slots]) <= _MOVED * unit)
-        any_step: NDArray[np.bool_] = moved.any(axis=1)
-        return any_step
+        moved = np.empty(len(now), np.bool_)
+        _differ(now, self._column("sent")[slots], unit, moved)
+        return moved
 
     def mark_sent(self, slots: Int64, mean: Float64) -> None:
         """Note that the forecasts of slots (B,) are published, with these means (B, H)."""
@@ -676,10 +689,6 @@ class Pool:
         share = self._final.weights(slots)
         return np.concatenate([weights * (1 - share.sum(axis=0)), share])
 
-    @property
-    def _ahead(self) -> Int64:
-        return np.arange(1, self.resolution.horizon + 1)
-
     def _column(self, name: str) -> NDArray[Any]:
         return self._table[f"{self._name}.{name}"]
 
@@ -700,3 +709,44 @@ def horizon_buckets(horizon: int, growth: int = 2) -> tuple[Int64, Int64]:
 def chunks(size: int) -> Iterator[slice]:
     """Slices of so many slots that their temporaries stay small."""
     return (slice(i, min(i + _CHUNK, size)) for i in range(0, size, _CHUNK))
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("i8:1 f8:1 f8:1 f8:1 f8:1 f8:2 > f4:2 f4:1")
+def _note(  # noqa: PLR0913, PLR0917  (what is known of a key's quality)
+    slots: Int64,
+    truth: Float64,
+    mean: Float64,
+    unit: Float64,
+    naive: Float64,
+    interval: Float64,
+    quality: NDArray[np.float32],
+    surprise: NDArray[np.float32],
+) -> None:
+    """Note of slots (B,) how a mean did beside a naive one; was the truth in the interval (B, 2)?
+
+    Where there is no interval, (0, 2), nobody knows.
+    """
+    for b in range(len(slots)):
+        kept, residual, covered = quality[slots[b]], truth[b] - mean[b], np.nan
+        if len(interval):
+            covered = np.float64(interval[b, 0] <= truth[b] <= interval[b, 1])
+        error = abs(residual)
+        lost = error if np.isnan(naive[b]) else abs(truth[b] - naive[b])  # nothing said
+        for i, news in enumerate((error, lost, covered, 1.0)):
+            kept[i] = np.float32(np.float32(_QUALITY_DISCOUNT) * kept[i]) + news
+        surprise[slots[b]] = residual / unit[b]
+
+
+@compiled("f8:2 f4:2 f8:2 > b1:1")
+def _differ(
+    mean: Float64, sent: NDArray[np.float32], unit: Float64, moved: NDArray[np.bool_]
+) -> None:
+    """Is a mean (B, G) not what was sent, by units (B, G)? Never sent, which is NaN, is moved."""
+    for b in range(len(mean)):
+        moved[b] = False
+        for g in range(mean.shape[1]):
+            if not abs(mean[b, g] - sent[b, g]) <= _MOVED * unit[b, g]:
+                moved[b] = True

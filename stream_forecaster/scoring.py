@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stream_forecaster.compiled import compiled
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 
 PUBLISHED = "published"
 NAIVE = "last_value"
@@ -46,6 +47,13 @@ def central_intervals(levels: tuple[float, ...]) -> Mapping[float, tuple[int, in
         if level < 0.5 and high > low:
             pairs[round(1 - 2 * level, 6)] = (low, high)
     return pairs
+
+
+@cache
+def _bounds(levels: tuple[float, ...]) -> tuple[Float64, Int64]:
+    """Levels (Q,) and the columns (C, 2) that bound their central intervals, as loops take them."""
+    pairs = list(central_intervals(levels).values())
+    return np.array(levels), np.array(pairs, np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +122,22 @@ class Score:
             points: (F, B) what each forecaster had said.
             quantiles: (B, Q) the published quantiles.
         """
+        levels, bounds = _bounds(self.levels)
         naive = self.forecasters.index(NAIVE)
-        levels = np.array(self.levels)
-        by_forecaster, by_level = np.zeros((len(points), 3)), np.zeros((len(levels), 3))
-        _judge(truth, points, naive, by_forecaster)
-        _judge_quantiles(truth, quantiles, levels, by_level)
-        for total, news in zip(
-            (self.spoken, self.absolute, self.squared), by_forecaster.T, strict=True
-        ):
-            total[:, bucket] += news
-        for total, news in zip((self.pinball, self.below, self.at_most), by_level.T, strict=True):
-            total[bucket] += news
+        _judge(bucket, truth, points, naive, self.spoken, self.absolute, self.squared)
+        _judge_quantiles(
+            bucket,
+            truth,
+            quantiles,
+            levels,
+            bounds,
+            self.pinball,
+            self.below,
+            self.at_most,
+            self.covered,
+        )
         self.count[bucket] += len(truth)
         self.magnitude[bucket] += np.abs(truth).sum()
-        for i, (low, high) in enumerate(central_intervals(self.levels).values()):
-            inside = (quantiles[:, low] <= truth) & (truth <= quantiles[:, high])
-            self.covered[i, bucket] += np.count_nonzero(inside)
 
     def __add__(self, other: "Score") -> "Score":
         if (self.forecasters, self.horizons, self.levels) != (
@@ -236,27 +244,60 @@ def _ratio(numerator: Float64, denominator: Float64) -> Float64:
 # -- loops over keys -----------------------------------------------------------------------------
 
 
-@compiled("f8:1 f8:2 i8 > f8:2")
-def _judge(truth: Float64, points: Float64, naive: int, total: Float64) -> None:
-    """Add to sums (F, 3): had an opinion, absolute error, its square."""
+@compiled("i8 f8:1 f8:2 i8 > f8:2 f8:2 f8:2")
+def _judge(  # noqa: PLR0913, PLR0917  (what a score is made of)
+    bucket: int,
+    truth: Float64,
+    points: Float64,
+    naive: int,
+    spoken: Float64,
+    absolute: Float64,
+    squared: Float64,
+) -> None:
+    """Add points (F, B) to sums (F, G): had an opinion, absolute error, its square."""
     for f in range(len(points)):
+        opinions, errors, squares = 0.0, 0.0, 0.0
         for b in range(len(truth)):
             said = points[f, b]
             if np.isnan(said):
                 said = points[0, b] if np.isnan(points[naive, b]) else points[naive, b]
             else:
-                total[f, 0] += 1
+                opinions += 1
             error = abs(said - truth[b])
-            total[f, 1] += error
-            total[f, 2] += error**2
+            errors += error
+            squares += error**2
+        spoken[f, bucket] += opinions
+        absolute[f, bucket] += errors
+        squared[f, bucket] += squares
 
 
-@compiled("f8:1 f8:2 f8:1 > f8:2")
-def _judge_quantiles(truth: Float64, quantiles: Float64, levels: Float64, total: Float64) -> None:
-    """Add to sums (Q, 3): pinball loss, was the truth below, was it below or equal."""
-    for b in range(len(truth)):
-        for q in range(len(levels)):
+@compiled("i8 f8:1 f8:2 f8:1 i8:2 > f8:2 f8:2 f8:2 f8:2")
+def _judge_quantiles(  # noqa: PLR0913, PLR0917  (likewise)
+    bucket: int,
+    truth: Float64,
+    quantiles: Float64,
+    levels: Float64,
+    bounds: Int64,
+    pinball: Float64,
+    below: Float64,
+    at_most: Float64,
+    covered: Float64,
+) -> None:
+    """Add quantiles (B, Q) to sums (G, Q): pinball loss, was the truth below, or equal.
+
+    And to (C, G): was it between the two that bound an interval, (C, 2)?
+    """
+    for q in range(len(levels)):
+        loss, under, to = 0.0, 0.0, 0.0
+        for b in range(len(truth)):
             miss = truth[b] - quantiles[b, q]
-            total[q, 0] += max(levels[q] * miss, (levels[q] - 1.0) * miss)
-            total[q, 1] += miss < 0
-            total[q, 2] += miss <= 0
+            loss += max(levels[q] * miss, (levels[q] - 1.0) * miss)
+            under += miss < 0
+            to += miss <= 0
+        pinball[bucket, q] += loss
+        below[bucket, q] += under
+        at_most[bucket, q] += to
+    for c in range(len(bounds)):
+        low, high = bounds[c]
+        for b in range(len(truth)):
+            covered[c, bucket] += quantiles[b, low] <= truth[b] <= quantiles[b, high]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster.compiled import compiled
 from stream_forecaster.keys import KeyTable
 
 Float64 = NDArray[np.float64]
@@ -29,26 +30,18 @@ class Spread:
         While a key has seen little, an imagined observation of zero keeps it from vanishing; it
         fades within ten buckets, so that a high level does not pass for a wide spread.
         """
-        mean, variance, count = self._table[self._column][slots].astype(np.float64).T
-        imagined = np.maximum(1 - count / _IMAGINED_BUCKETS, 0.0)
-        own = np.sqrt((count * variance + imagined * mean**2) / (count + imagined + 1e-9))
+        state = self._table[self._column][slots]
         total, weight = self._mean
         floor = 0.05 * total / weight if weight else 0.0
-        spread: Float64 = np.maximum(own, floor + 1e-6)
+        spread = np.empty(len(state))
+        _deviate(state, floor + 1e-6, spread)
         return spread
 
     def learn(self, truth: Float64) -> None:
         """Take in the values of a bucket (K,), NaN where missing."""
-        state = self._table[self._column]
-        seen = np.flatnonzero(~np.isnan(truth))
-        mean, variance, count = state[seen].astype(np.float64).T
-        count = np.minimum(count + 1, 1 / _RATE)
-        step = truth[seen] - mean
-        mean = mean + step / count
-        variance = variance + (step * (truth[seen] - mean) - variance) / count
-        state[seen] = np.stack([mean, variance, count], axis=1)
-        if len(seen):
-            self._mean = 0.99 * self._mean + (np.sqrt(variance).mean(), 1.0)
+        deviation = np.empty(len(truth))
+        if count := _vary(truth, self._table[self._column], deviation):
+            self._mean = 0.99 * self._mean + (deviation[:count].mean(), 1.0)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""
@@ -57,3 +50,38 @@ class Spread:
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take `arrays` back."""
         self._mean[:] = arrays["mean"]
+
+
+# -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f8:1 > f4:2 f8:1 = i8")
+def _vary(truth: Float64, state: NDArray[np.float32], deviation: Float64) -> int:
+    """Take in the values (K,) that are there; state (K, 3) is mean, variance, buckets seen.
+
+    Writes the standard deviations that come of it, one after the other, and returns how many.
+    """
+    seen = 0
+    for k in range(len(truth)):
+        if np.isnan(truth[k]):
+            continue
+        mean, variance = np.float64(state[k, 0]), np.float64(state[k, 1])
+        count = min(np.float64(state[k, 2]) + 1, 1 / _RATE)
+        step = truth[k] - mean
+        mean += step / count
+        variance += (step * (truth[k] - mean) - variance) / count
+        state[k, 0], state[k, 1], state[k, 2] = mean, variance, count
+        deviation[seen] = np.sqrt(variance)
+        seen += 1
+    return seen
+
+
+@compiled("f4:2 f8 > f8:1")
+def _deviate(state: NDArray[np.float32], least: float, deviation: Float64) -> None:
+    """Standard deviations (B,) of states (B, 3), never below the least."""
+    for b in range(len(state)):
+        mean, variance = np.float64(state[b, 0]), np.float64(state[b, 1])
+        count = np.float64(state[b, 2])
+        imagined = max(1 - count / _IMAGINED_BUCKETS, 0.0)
+        own = np.sqrt((count * variance + imagined * mean**2) / (count + imagined + 1e-9))
+        deviation[b] = max(own, least)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from stream_forecaster.calibration import Calibration, Mixture
 from stream_forecaster.keys import KeyTable
+from stream_forecaster.negative_binomial import NegativeBinomial, places
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 _K, _G = 3, 2
@@ -204,3 +205,68 @@ def test_the_shift_goes_by_what_was_published() -> None:
     said = mixture.quantiles(_FIRST, [today[None]] * 2, np.ones((1, 1)), _FIRST)[0, 0]
     assert said[0] < -1.6
     assert said[2] > 1.6
+
+
+@given(seed=st.integers(0, 2**16), has_network=st.booleans())
+def test_counts_are_judged_by_what_the_members_say(seed: int, *, has_network: bool) -> None:
+    """The same bits as judging their quantiles, also where a mean is too large for the table."""
+    rng, keys, levels, buckets = np.random.default_rng(seed), 5, (0.1, 0.5, 0.9), 3
+    table = KeyTable()
+    table.intern([b"%d" % key for key in range(keys)], np.zeros(keys, np.int64))
+    calibration = Calibration(table, "x", levels, buckets, is_count=True)
+    counts = NegativeBinomial(levels, buckets)
+    one, other = (
+        Mixture(table, name, levels, buckets, members=2 + has_network, is_count=True)
+        for name in ("one", "other")
+    )
+    for _ in range(4):
+        bucket, slots = int(rng.integers(buckets)), np.flatnonzero(rng.random(keys) < 0.7)
+        mean = rng.choice([0.0, 0.3, 5.0, 63.9, 64.1, 500.0], len(slots))
+        truth, size = rng.poisson(mean).astype(np.float64), rng.uniform(0.1, 5.0, len(slots))
+        path, buckets_of = mean[:, None], np.array([bucket])
+        tracked = calibration.quantiles(path, size[:, None], buckets_of)[:, 0]
+        members = [tracked, counts.quantiles(path, buckets_of)[:, 0]]
+        outside = np.sort(rng.normal(mean[:, None], 1.0, (len(slots), 3)))
+        outside[rng.random(len(slots)) < 0.3] = np.nan
+        heard = outside if has_network else np.empty((0, 0))
+        one.learn(bucket, slots, truth, members + [outside] * has_network, (tracked, size))
+        shapes = calibration.shape, places(mean), counts.tables, heard
+        other.learn_counts(bucket, slots, truth, (mean, size), shapes)
+        unit = calibration.unit(mean, size)
+        calibration.learn(bucket, slots, truth - mean, unit)
+        counts.learn(bucket, mean, truth)
+        counts.settle(0)
+    np.testing.assert_array_equal(one._weights.weights(np.s_[:]), other._weights.weights(np.s_[:]))
+
+
+@given(residuals=_residuals)
+def test_shapes_and_widths_move_as_arrays_would(residuals: Residuals) -> None:
+    """Bit for bit: all residuals of a landing are judged by the shape before it."""
+    calibration = _calibration(is_count=False)
+    shape, everyone = calibration.shape.copy(), np.zeros((_G, 2))
+    own, levels = np.zeros((_K, _G, 2), np.float32), calibration._levels
+    for bucket, by_slot in residuals:
+        slots = np.array(sorted(by_slot), np.int64)
+        values = np.array([by_slot[slot] for slot in sorted(by_slot)])
+        calibration.learn(bucket, slots, values, np.ones(len(slots)))
+        if not len(slots):
+            continue
+        scaled = np.clip(values, -100.0, 100.0)
+        mean = (everyone[bucket, 0] + 1.0) / (everyone[bucket, 1] + 1.0)
+        total, weight = own[slots, bucket].astype(np.float64).T
+        width = np.maximum((total + 20.0 * mean) / (weight + 20.0), 1e-9)
+        below = np.zeros(len(levels))
+        for relative in scaled / width:
+            below += relative <= shape[bucket]
+        rate = 0.02 * (1 + 7 / np.sqrt(1 + everyone[bucket, 1]))
+        shape[bucket] += rate * (levels - below / len(slots)) * (0.3 + np.abs(shape[bucket]))
+        shape[bucket].sort()
+        summed = 0.0
+        for size in np.abs(scaled):
+            summed += size
+        news = np.stack([np.abs(scaled), np.ones(len(slots))], axis=1)
+        own[slots, bucket] = 0.99 * own[slots, bucket].astype(np.float64) + news
+        everyone[bucket] = 0.99 * everyone[bucket] + (summed / len(slots), 1.0)
+        np.testing.assert_array_equal(calibration.shape, shape)
+        np.testing.assert_array_equal(calibration._residual, everyone)
+        np.testing.assert_array_equal(calibration._own, own)

@@ -106,14 +106,37 @@ def test_weights_are_the_formula(history: History) -> None:
             np.testing.assert_allclose(weights[:, k, g], expected, rtol=1e-3, atol=1e-5)
 
 
-@given(history=_histories, bucket=_buckets, slots=_slots)
+@given(history=_histories, slots=_slots)
 def test_a_part_of_the_weights_is_the_same_as_in_the_whole(
-    history: History, bucket: int, slots: set[int]
+    history: History, slots: set[int]
 ) -> None:
-    """Of some slots in one horizon bucket."""
+    """Of some slots."""
     exponential, rows = _taught(history), np.array(sorted(slots), np.int64)
-    part = exponential.weights(rows, bucket)
-    np.testing.assert_array_equal(part[:, :, 0], exponential.weights(_ALL)[:, rows, bucket])
+    np.testing.assert_array_equal(exponential.weights(rows), exponential.weights(_ALL)[:, rows])
+
+
+@given(history=_histories, bucket=_buckets, slots=_slots, seed=st.integers(0, 99))
+def test_errors_are_learned_as_losses_and_weighed_by_what_comes_of_it(
+    history: History, bucket: int, slots: set[int], seed: int
+) -> None:
+    """The same bits as their squares one by one, and their deviations from the weighted mean."""
+    one, other, rows = _taught(history), _taught(history), np.array(sorted(slots), np.int64)
+    rng = np.random.default_rng(seed)
+    said, truth = rng.normal(size=(_M, len(rows))), rng.normal(size=len(rows))
+    said[rng.random(said.shape) < 0.2] = np.nan
+    spread = rng.uniform(0.5, 2.0, len(rows))
+    error = (said - truth) / spread
+    if not len(rows):
+        return
+    deviation, residual = one.learn_errors(bucket, rows, said, truth, spread)
+    other.learn(bucket, rows, error**2)
+    weights = other.weights(rows)[:, :, bucket]
+    np.testing.assert_array_equal(one.weights(_ALL), other.weights(_ALL))
+    weights, known = np.where(np.isnan(error), 0.0, weights), np.nan_to_num(error)
+    missed = -(weights * known).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-12)
+    np.testing.assert_allclose(residual, missed, rtol=1e-12, atol=1e-12)
+    expected = np.where(np.isnan(error), 0.0, error + residual).T
+    np.testing.assert_array_equal(deviation, expected)
 
 
 def test_everyone_is_equal_in_the_beginning() -> None:
