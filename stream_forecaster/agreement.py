@@ -114,10 +114,13 @@ def steps_at(
         index = int(calendar.index(hop_ms, step_ms))
         start_ms = calendar.start(index + np.arange(horizon + 1), step_ms)
         edges_ms = np.maximum(start_ms, hop_ms)
-        owner = calendar.index(finer_ms[:-1], step_ms) - index
-        owner = owner[owner < horizon]
-        is_covered = (owner == 0) | (edges_ms[owner + 1] <= finer_ms[-1])
-        covered, first, sizes = np.unique(owner[is_covered], return_index=True, return_counts=True)
+        # A coarse step has the finer ones from the first that begins in it to the next one's first.
+        begins = np.searchsorted(finer_ms[:-1], start_ms)
+        sizes = np.diff(begins)
+        is_covered = edges_ms[1:] <= finer_ms[-1]
+        is_covered[0] = True
+        covered = np.flatnonzero(is_covered & (sizes > 0))
+        first, sizes = begins[covered], sizes[covered]
         rest = 0.0
         if steps and finer_ms[-1] < edges_ms[1]:
             rest = float((edges_ms[1] - finer_ms[-1]) / (edges_ms[1] - hop_ms))
@@ -165,38 +168,48 @@ class Agreement:
             slots: which keys (B,).
             steps: of each resolution, finest first, by `steps_at`.
             means: R times (B, H), the paths as they were issued.
-            errors: R times (B, H), the mean |residual| to expect of them; above zero.
+            errors: R times (B, H), the mean |residual| to expect of them; above zero. Of counts
+                only those of the first step are asked for, (B, 1).
             observed: R times (B,), what came of the first step before the hop: the sum of its
                 events, or with aggregate "mean" their mean, NaN if there were none. Not asked of
                 a step that begins at the hop, like the finest's.
         """
-        amounts = [mean * self._weight(s) for mean, s in zip(means, steps, strict=True)]
+        weights = [self._weight(each) for each in steps]
+        amounts = [mean * weight for mean, weight in zip(means, weights, strict=True)]
         if self._is_count:
             amounts = [np.where(amount > _NOTHING, amount, 0.0) for amount in amounts]
-        squares = [(e * self._weight(s)) ** 2 for e, s in zip(errors, steps, strict=True)]
+        rows = self._table.rows(slots)
         parts = [amounts[0]]  # of each resolution: the finer steps and the rest, as they go up
+        totals = [amounts[0]]  # of each covered step's parts
         for r in range(1, len(steps)):
             parts.append(_with_rest(amounts[r - 1], amounts[r], steps[r]))
-            fine, own = _totals(parts[r], steps[r]), amounts[r][:, steps[r].covered]
-            own = self._renewed(r, slots, steps[r], fine, own)
-            said = (self._open(side[:, 0], steps[r], observed[r]) for side in (fine, own))
-            self._hold(r, slots, steps[r].quarter, np.stack([*said, errors[r][:, 0]], axis=1))
-            slope = self._slope(r, slots)[:, steps[r].quarter, None]
-            amounts[r][:, steps[r].covered] = fine + slope * (own - fine)
+            totals.append(fine := _totals(parts[r], steps[r]))
+            own = self._renewed(r, slots, steps[r], fine, amounts[r][:, steps[r].covered])
+            said = [self._open(side[:, 0], steps[r], observed[r]) for side in (fine, own)]
+            held, quarter = self._table[f"{self._names[r]}.held"], steps[r].quarter
+            _hold(rows, quarter, said[0], said[1], errors[r][:, 0], held)
+            slope = self._slope(r, rows, quarter)
+            amounts[r][:, steps[r].covered] = fine + slope[:, None] * (own - fine)
         for r in range(len(steps) - 1, 0, -1):
-            share = _with_rest(squares[r - 1], squares[r], steps[r])
-            share = parts[r] if self._is_count else share
-            moved = _moved(parts[r], share, amounts[r][:, steps[r].covered], steps[r])
-            reach = moved.shape[1] - (steps[r].rest > 0)
-            amounts[r - 1][:, :reach] = moved[:, :reach]
-        return [self._means(a, s, o) for a, s, o in zip(amounts, steps, observed, strict=True)]
+            share, whole = parts[r], totals[r]
+            if not self._is_count:
+                finer, own = ((errors[i] * weights[i]) ** 2 for i in (r - 1, r))
+                share = _with_rest(finer, own, steps[r])
+                whole = _totals(share, steps[r])
+            change = amounts[r][:, steps[r].covered] - totals[r]
+            reach = parts[r].shape[1] - (steps[r].rest > 0)
+            moved = np.empty((len(rows), reach))
+            _share_out(parts[r], share, whole, change, steps[r].sizes, moved)
+            amounts[r - 1][:, :reach] = moved
+        return [
+            self._means(amount, each, weight, came)
+            for amount, each, weight, came in zip(amounts, steps, weights, observed, strict=True)
+        ]
 
     def observe(self, truth: Float64) -> None:
         """Take in the values (K,) of a bucket of the finest resolution, NaN where missing."""
-        seen = ~np.isnan(truth)
-        came = np.stack([np.where(seen, truth, 0.0), seen], axis=1)
         for name in self._names[1:]:
-            self._table[f"{name}.came"][:] += came
+            _observe(truth, self._table[f"{name}.came"])
 
     def observed(self, slots: Int64 | slice) -> list[Float64]:
         """R times (B,) what came of the open bucket, as `agree` asks for it; zero of the finest."""
@@ -248,9 +261,9 @@ class Agreement:
         weight[0] = steps.open_share
         return weight
 
-    def _means(self, amounts: Float64, steps: Steps, observed: Float64) -> Float64:
+    def _means(self, amounts: Float64, steps: Steps, weight: Float64, observed: Float64) -> Float64:
         """Amounts (B, H) as means, the open bucket with what was observed."""
-        means = amounts / self._weight(steps) if self._is_mean else amounts.copy()
+        means = amounts / weight if self._is_mean else amounts.copy()
         means[:, 0] = self._open(amounts[:, 0], steps, observed)
         return means
 
@@ -277,19 +290,12 @@ class Agreement:
         gap[:, 0] *= steps.open_share
         return np.maximum(fine + gap, 0.0) if self._is_count else fine + gap
 
-    def _hold(self, r: int, slots: Int64 | slice, quarter: int, said: Float64) -> None:
-        """Keep what was `said` (B, 3) of an open bucket, unless its quarter has been spoken of."""
-        held = self._table[f"{self._names[r]}.held"]
-        before = held[slots, quarter]
-        held[slots, quarter] = np.where(np.isnan(before), said, before)
-
-    def _slope(self, r: int, slots: Int64 | slice) -> Float64:
-        """(B, quarters) how far a coarse step's own forecast draws the sum of its finer steps."""
-        own = self._table[f"{self._names[r]}.landed"][slots].astype(np.float64)
-        population = self._population[r] / np.maximum(self._population[r, :, 2:], 1.0)
-        product, square = np.moveaxis(own + _PRIOR_BUCKETS * population[:, :2], 2, 0)
-        slope: Float64 = (product + _RIDGE * _PRIOR_SLOPE) / (square + _RIDGE)
-        return np.clip(slope, 0.0, 1.0)
+    def _slope(self, r: int, rows: Int64, quarter: int) -> Float64:
+        """(B,) how far a coarse step's own forecast draws the sum of its finer steps."""
+        population = self._population[r, quarter] / max(self._population[r, quarter, 2], 1.0)
+        own, slope = self._table[f"{self._names[r]}.landed"], np.empty(len(rows))
+        _regress(own, rows, quarter, population, _PRIOR_SLOPE[quarter], slope)
+        return slope
 
 
 def moved_along(quantiles: Float64, mean: Float64, agreed: Float64, *, is_count: bool) -> Float64:
@@ -309,15 +315,8 @@ def draw_in(
     Variance grows with the mean of counts, and with time for real values. A count is a whole number
     and never below what was `observed` (B,). Their means (B, H) are what was `agreed`.
     """
-    if not steps.elapsed_ms:
-        return
-    now = agreed[:, :1]
-    if is_count:
-        share = 1 - observed[:, None] / np.maximum(now, _NOTHING)
-    else:
-        share = np.where(np.isnan(observed), 1.0, steps.open_share)[:, None]
-    first = now + np.sqrt(np.clip(share, 0.0, 1.0)) * (quantiles[:, 0] - now)
-    quantiles[:, 0] = np.maximum(np.rint(first), observed[:, None]) if is_count else first
+    if steps.elapsed_ms:
+        _draw_in(agreed[:, 0], observed, steps.open_share, is_count, quantiles)
 
 
 def _with_rest(finer: Float64, own: Float64, steps: Steps) -> Float64:
@@ -334,18 +333,6 @@ def _totals(parts: Float64, steps: Steps) -> Float64:
     return total
 
 
-def _moved(parts: Float64, share: Float64, target: Float64, steps: Steps) -> Float64:
-    """The parts, so moved that they sum to `target` (B, J): each by its `share` of the change.
-
-    Where a step has nothing to share by, its parts move alike.
-    """
-    whole = _totals(share, steps)
-    evenly = whole <= 0
-    change = (target - _totals(parts, steps)) / np.where(evenly, steps.sizes, whole)
-    share = np.where(np.repeat(evenly, steps.sizes, axis=1), 1.0, share)
-    return parts + np.repeat(change, steps.sizes, axis=1) * share
-
-
 # -- loops over keys -----------------------------------------------------------------------------
 
 
@@ -357,3 +344,88 @@ def _scale(quantiles: Float64, mean: Float64, agreed: Float64, scaled: Float64) 
             factor = agreed[b, h] / mean[b, h] if mean[b, h] > _NOTHING else 1.0
             for q in range(quantiles.shape[2]):
                 scaled[b, h, q] = quantiles[b, h, q] * factor
+
+
+@compiled("f8:1 > f8:2")
+def _observe(truth: Float64, came: Float64) -> None:
+    """Add values (K,) that are there to sums, and to how many they are of, (K, 2)."""
+    for k in range(len(truth)):
+        if not np.isnan(truth[k]):
+            came[k, 0] += truth[k]
+            came[k, 1] += 1.0
+
+
+@compiled("i8:1 i8 f8:1 f8:1 f8:1 > f4:3")
+def _hold(
+    rows: Int64,
+    quarter: int,
+    fine: Float64,
+    own: Float64,
+    error: Float64,
+    held: NDArray[np.float32],
+) -> None:
+    """Write what is said (B,) of rows (B,) to (K, quarters, 3), each where nothing is yet."""
+    for b in range(len(rows)):
+        kept = held[rows[b], quarter]
+        for i, said in enumerate((fine[b], own[b], error[b])):
+            if np.isnan(kept[i]):
+                kept[i] = said
+
+
+@compiled("f4:3 i8:1 i8 f8:1 f8 > f8:1")
+def _regress(
+    own: NDArray[np.float32],
+    rows: Int64,
+    quarter: int,
+    population: Float64,
+    prior: float,
+    slope: Float64,
+) -> None:
+    """Slopes (B,) by sums (K, quarters, 2) of rows (B,), shrunk to the population's and a prior."""
+    for b in range(len(rows)):
+        product = own[rows[b], quarter, 0] + _PRIOR_BUCKETS * population[0]
+        square = own[rows[b], quarter, 1] + _PRIOR_BUCKETS * population[1]
+        slope[b] = min(max((product + _RIDGE * prior) / (square + _RIDGE), 0.0), 1.0)
+
+
+@compiled("f8:2 f8:2 f8:2 f8:2 i8:1 > f8:2")
+def _share_out(
+    parts: Float64,
+    share: Float64,
+    whole: Float64,
+    change: Float64,
+    sizes: Int64,
+    moved: Float64,
+) -> None:
+    """Move parts (B, P) by their steps' changes (B, J), each by its share (B, P) of `whole` (B, J).
+
+    Where a step has nothing to share by, its parts, of which there are `sizes` (J,), move alike.
+    """
+    for b in range(len(moved)):
+        part = 0
+        for j in range(len(sizes)):
+            evenly = whole[b, j] <= 0
+            each = change[b, j] / (sizes[j] if evenly else whole[b, j])
+            for _ in range(sizes[j]):
+                if part < moved.shape[1]:  # the rest is nobody's
+                    moved[b, part] = parts[b, part] + each * (1.0 if evenly else share[b, part])
+                part += 1
+
+
+@compiled("f8:1 f8:1 f8 b1 > f8:3")
+def _draw_in(
+    agreed: Float64,
+    observed: Float64,
+    open_share: float,
+    is_count: bool,  # noqa: FBT001  (loops have no keywords)
+    quantiles: Float64,
+) -> None:
+    """Draw in the first step's quantiles (B, H, Q) around what was agreed (B,)."""
+    for b in range(len(agreed)):
+        now, came, said = agreed[b], observed[b], quantiles[b, 0]
+        share = 1.0 if np.isnan(came) else open_share
+        share = 1 - came / max(now, _NOTHING) if is_count else share
+        width = np.sqrt(min(max(share, 0.0), 1.0))
+        for q in range(len(said)):
+            drawn = now + width * (said[q] - now)
+            said[q] = max(np.rint(drawn), came) if is_count else drawn

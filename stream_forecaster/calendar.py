@@ -70,7 +70,8 @@ class Calendar:
         day = bucket * (step_ms // DAY_MS)
         last = len(self._midnight_ms) - 1
         # Past the table (the horizon of an event in December 2099) days are 24 hours.
-        return self._midnight_ms[np.clip(day, 0, last)] + (day - np.clip(day, 0, last)) * DAY_MS
+        known = np.minimum(np.maximum(day, 0), last)
+        return self._midnight_ms[known] + (day - known) * DAY_MS
 
     def local(self, time_ms: Int64 | int) -> Int64:
         """The wall clock's reading as if it were UTC, ms."""

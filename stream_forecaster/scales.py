@@ -177,8 +177,9 @@ class Scales:
             opinions = {r: pool.think(rows) for r, pool in fresh.items()}
             means, observed = self._means(rows, opinions), self._agreement.observed(rows)
             if len(self.pools) > 1:
-                errors = [p.expected_error(rows, m) for p, m in zip(self.pools, means, strict=True)]
-                means = self._agreement.agree(rows, steps, means, errors, observed)
+                means = self._agreement.agree(
+                    rows, steps, means, self._errors(rows, means), observed
+                )
             moved = np.zeros(len(means[0]), np.bool_)
             for r, pool in fresh.items():
                 pool.keep(rows, opinions[r], means[r])
@@ -267,6 +268,14 @@ class Scales:
                 mean = standing.mean(rows)
             means.append(mean)
         return means
+
+    def _errors(self, rows: slice, means: list[Float64]) -> list[Float64]:
+        """R times (B, H) what errors to expect of means; of counts (B, 1), which will do."""
+        first = 1 if self._is_count else None
+        return [
+            pool.expected_error(rows, mean[:, :first], pool.bucket[:first])
+            for pool, mean in zip(self.pools, means, strict=True)
+        ]
 
 
 def _is_long(open_buckets: int, context: int, behind: int) -> bool:

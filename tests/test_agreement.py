@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stream_forecaster.agreement import Agreement, draw_in, moved_along, steps_at
@@ -265,3 +267,35 @@ def test_what_came_of_an_open_bucket_is_added_up_until_it_closes() -> None:
         two.agreement.learn(1, np.array([9.0]))
         nothing = np.nan if aggregate == "mean" else 0.0
         np.testing.assert_array_equal(two.agreement.observed(two.slots)[1], [nothing])
+
+
+@given(
+    minutes=st.integers(0, 60 * 24 * 400),
+    zone=st.sampled_from(["UTC", "Asia/Kolkata", "America/Santiago"]),
+    horizons=st.tuples(st.integers(1, 70), st.integers(1, 30), st.integers(1, 7)),
+)
+def test_a_finer_step_belongs_to_the_coarse_one_that_it_begins_in(
+    minutes: int, zone: str, horizons: tuple[int, int, int]
+) -> None:
+    """Counted one by one."""
+    calendar, hop_ms = Calendar(zone), _START_MS + minutes * 60_000
+    resolutions = [
+        Resolution(step=step, context=4, horizon=horizon)
+        for step, horizon in zip(("1m", "1h", "1d"), horizons, strict=True)
+    ]
+    finer_ms = np.array([hop_ms])
+    for steps, each in zip(steps_at(hop_ms, calendar, resolutions), resolutions, strict=True):
+        index = int(calendar.index(hop_ms, each.step_ms))
+        start_ms = calendar.start(index + np.arange(each.horizon + 1), each.step_ms)
+        edges_ms = np.maximum(start_ms, hop_ms)
+        owners: dict[int, list[int]] = {}
+        for i, begin_ms in enumerate(finer_ms[:-1]):
+            owner = int(calendar.index(int(begin_ms), each.step_ms)) - index
+            if owner < each.horizon and (owner == 0 or edges_ms[owner + 1] <= finer_ms[-1]):
+                owners.setdefault(owner, []).append(i)
+        has_rest = len(finer_ms) > 1 and finer_ms[-1] < edges_ms[1]
+        assert steps.covered.tolist() == list(owners)
+        assert steps.first.tolist() == [parts[0] for parts in owners.values()]
+        assert steps.sizes.tolist() == [len(parts) + has_rest for parts in owners.values()]
+        np.testing.assert_array_equal(steps.left_ms, np.diff(edges_ms))
+        finer_ms = edges_ms
