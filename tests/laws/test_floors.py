@@ -37,6 +37,7 @@ LIST = (
     "experts",
     "architecture",
     "network",
+    "inference",
     "inputs",
     "weights",
     "samples",
