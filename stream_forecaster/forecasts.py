@@ -29,7 +29,7 @@ from stream_forecaster.due import Matured
 from stream_forecaster.events import Reject
 from stream_forecaster.json_rows import DECIMALS, WHOLE, Rows
 from stream_forecaster.lstm import ABSOLUTE
-from stream_forecaster.pool import Paths
+from stream_forecaster.paths import Paths
 from stream_forecaster.records import Message, as_text
 
 Float64 = NDArray[np.float64]

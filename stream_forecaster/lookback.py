@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stream_forecaster.forecasts import Forecast
-from stream_forecaster.pool import Paths
+from stream_forecaster.paths import Paths
 
 _ISSUES = 48
 """Fans of a resolution kept of a key."""

@@ -27,7 +27,8 @@ from stream_forecaster.compiled import compile_all
 from stream_forecaster.config import Settings
 from stream_forecaster.keys import KeyTable, Part, arrays_of, restore_all
 from stream_forecaster.lstm import Seats
-from stream_forecaster.pool import Closed, Opinion, Paths, Pool, chunks
+from stream_forecaster.paths import Opinion, Paths
+from stream_forecaster.pool import Closed, Pool, chunks
 from stream_forecaster.standing import Standing, Statement
 
 if TYPE_CHECKING:  # it loads torch: a process without a network does without

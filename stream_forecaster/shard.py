@@ -40,7 +40,8 @@ from stream_forecaster.events import UNTIMED_MS, EventDecoder, Events, Reason, R
 from stream_forecaster.forecasts import Forecast, Forgotten, Intent, Scored
 from stream_forecaster.keys import KeyTable, nested, under
 from stream_forecaster.pace import Pace
-from stream_forecaster.pool import Paths, Pool
+from stream_forecaster.paths import Paths
+from stream_forecaster.pool import Pool
 from stream_forecaster.records import Records
 from stream_forecaster.scales import Issued, Scales
 from stream_forecaster.scoring import Score

@@ -5,7 +5,7 @@ import numpy as np
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.forecasts import Encoder, Forecast, Intent
 from stream_forecaster.lstm import ABSOLUTE
-from stream_forecaster.pool import Paths
+from stream_forecaster.paths import Paths
 from stream_forecaster.records import Message
 
 _EXPERTS = (

@@ -16,7 +16,7 @@ from stream_forecaster.forecasts import (
     five_digits,
     rfc3339,
 )
-from stream_forecaster.pool import Paths
+from stream_forecaster.paths import Paths
 from stream_forecaster.records import Message
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://stream-forecaster/forecast")

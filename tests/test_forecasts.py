@@ -23,7 +23,7 @@ from streams import settings as small_settings
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.events import Reason, Reject
 from stream_forecaster.forecasts import Encoder, Forecast, Intent, five_digits
-from stream_forecaster.pool import Paths
+from stream_forecaster.paths import Paths
 from stream_forecaster.records import Message
 
 SCHEMA: dict[str, Any] = json.loads(

@@ -15,7 +15,8 @@ from streams import settings
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.pool import Paths, Pool, horizon_buckets
+from stream_forecaster.paths import Paths
+from stream_forecaster.pool import Pool, horizon_buckets
 from stream_forecaster.scoring import NAIVE, PUBLISHED, Score
 
 _MINUTE_MS = 60_000

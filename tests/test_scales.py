@@ -17,7 +17,8 @@ from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.learning import Learner
 from stream_forecaster.pace import Pace
-from stream_forecaster.pool import Closed, Paths, Pool
+from stream_forecaster.paths import Paths
+from stream_forecaster.pool import Closed, Pool
 from stream_forecaster.scales import Scales
 from stream_forecaster.scoring import PUBLISHED
 from stream_forecaster.weights import shipped

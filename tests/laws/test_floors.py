@@ -52,6 +52,7 @@ LIST = (
     "agreement",
     "drift",
     "due",
+    "paths",
     "standing",
     "pool",
     "scales",
