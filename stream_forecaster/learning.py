@@ -77,8 +77,7 @@ class Learner:
         """
         torch.set_num_threads(1)  # one process per core; and the same bits whatever the machine
         self._seed, self._pace, self.speaks = tuple(seed), pace, pace.speaks
-        self._is_on_gpu = torch.cuda.is_available()
-        self._device = torch.device("cuda" if self._is_on_gpu else "cpu")
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with fork_rng(devices=[]):
             torch.manual_seed(sum(seed))
             self.network = Network(len(steps_ms)).to(self._device)
@@ -102,7 +101,7 @@ class Learner:
 
     def encode(self, resolution: int, window: Float32, statistics: Float32) -> Float32:
         """States (B, D) of windows (B, T, CHANNELS)."""
-        if not self._is_on_gpu:
+        if self._device.type == "cpu":
             return inference.encode(self._encoders[resolution], window, statistics)
         with torch.inference_mode():
             parts = [
@@ -125,7 +124,7 @@ class Learner:
             told: candidates, losses and clues, (B, H, ...).
             ahead: (H,) steps ahead.
         """
-        if not self._is_on_gpu:
+        if self._device.type == "cpu":
             relation = 1 + np.sign(np.arange(states.shape[1]) - resolution)
             return inference.decode(
                 self._decoders[resolution], relation, states, **told, bucket=gate_bucket(ahead)

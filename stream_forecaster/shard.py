@@ -206,7 +206,8 @@ class Shard:
                 for r, closed in self._scales.close(hop_ms):
                     scores[r] += closed.score
                     drifts[r] += closed.drifted
-                    scored += (self._scored(each, offset) for each in closed.matured)
+                    if aloud:
+                        scored += (self._scored(each, offset) for each in closed.matured)
                 expired = tuple(self._table.expire(hop_ms - self._settings.state.key_ttl_ms))
                 issued = self._issue(hop_ms, aloud=aloud, tombstones=bool(expired))
                 if issued:
@@ -225,7 +226,7 @@ class Shard:
             self._scales.training_steps - trained,
             tuple(forgotten) if aloud else (),
             tuple(shed) if aloud else (),
-            tuple(scored) if aloud else (),
+            tuple(scored),
         )
 
     def checkpoint(self, log_id: str = "") -> Checkpoint:
