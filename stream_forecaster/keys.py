@@ -163,6 +163,10 @@ class KeyTable:
             raise ValueError(f"slot {slot} is free")
         return key
 
+    def keys_in(self, slots: NDArray[np.int64]) -> tuple[bytes, ...]:
+        """The keys in `slots`, none of them free."""
+        return tuple(map(self.key, slots.tolist()))
+
     def rows(self, slots: NDArray[np.int64] | slice) -> NDArray[np.int64]:
         """(B,) the slots themselves."""
         return np.arange(self.size)[slots] if isinstance(slots, slice) else slots
@@ -174,7 +178,7 @@ class KeyTable:
     def expire(self, before_ms: int) -> list[bytes]:
         """Forget every key not seen since `before_ms` (event time) and return them."""
         stale = np.flatnonzero(self.live & (self["last_seen_ms"] < before_ms))
-        keys = [self.key(slot) for slot in stale.tolist()]
+        keys = list(self.keys_in(stale))
         self._forget(stale)
         return keys
 

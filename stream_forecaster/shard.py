@@ -326,7 +326,7 @@ class Shard:
     def _shed(self, offset: int) -> list[Forgotten]:
         """Make room for the key of the record at `offset`; the keys that went."""
         slots = self._table.least_active()
-        keys = [self._table.key(slot) for slot in slots.tolist()]
+        keys = self._table.keys_in(slots)
         published = self._table["sent_ms"][slots] >= 0
         self._scales.forget(slots)
         for key in keys:
@@ -338,8 +338,7 @@ class Shard:
 
     def _scored(self, matured: Matured, offset: int) -> Scored:
         """With the keys that the slots have now; later they may have others."""
-        keys = tuple(map(self._table.key, matured.slots.tolist()))
-        return Scored(self.partition, offset, keys, matured)
+        return Scored(self.partition, offset, self._table.keys_in(matured.slots), matured)
 
     def _forget(self, key: bytes) -> bool:
         """Erase all that is kept of a key; False if there is nothing."""
@@ -394,7 +393,7 @@ class Shard:
             offset,
             hop_ms,
             expired,
-            tuple(self._table.key(int(slot)) for slot in slots),
+            self._table.keys_in(slots),
             paths,
             Intent.of(paths, fine.surprise(slots), is_mean=is_mean),
             self._table["observations"][slots],

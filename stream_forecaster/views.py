@@ -81,7 +81,7 @@ def stated(settings: Settings, shard: Shard, slots: Int64) -> Forecast:
         shard.offset - 1,
         paths[0].start_ms,
         (),
-        tuple(shard.table.key(slot) for slot in slots.tolist()),
+        shard.table.keys_in(slots),
         paths,
         Intent.of(paths, fine.surprise(slots), is_mean=settings.input.aggregate == "mean"),
         shard.table["observations"][slots],
