@@ -30,6 +30,8 @@ from stream_forecaster.architecture import (
     CANDIDATES,
     CHANNELS,
     CLUES,
+    EMBEDDED,
+    HIDDEN,
     LARGEST_LOGIT,
     LEVELS,
     NORMAL,
@@ -37,9 +39,9 @@ from stream_forecaster.architecture import (
     PATCH,
     STATE,
     STATISTICS,
+    WIDTH,
 )
 
-_HIDDEN, _WIDTH = 48, 48
 _MIDDLE = LEVELS.index(0.5)
 
 
@@ -74,9 +76,9 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Linear(PATCH * CHANNELS, 32)
-        self.lstm = nn.LSTM(32, _HIDDEN, batch_first=True)
-        self.state = nn.Linear(_HIDDEN + STATISTICS, STATE)
+        self.embed = nn.Linear(PATCH * CHANNELS, EMBEDDED)
+        self.lstm = nn.LSTM(EMBEDDED, HIDDEN, batch_first=True)
+        self.state = nn.Linear(HIDDEN + STATISTICS, STATE)
 
     def forward(self, window: Tensor, statistics: Tensor) -> Tensor:
         """(B, T, C) and (B, STATISTICS) -> (B, D); T is a multiple of PATCH."""
@@ -95,10 +97,10 @@ class Decoder(nn.Module):
         m, q = len(CANDIDATES), len(LEVELS)
         self.gate = nn.Linear(STATE, BUCKETS)
         self.relation = nn.Parameter(torch.zeros(3, BUCKETS))  # finer, the same, coarser
-        self.value = nn.Linear(STATE, _WIDTH)
-        self.step = nn.Linear(2 * m + CLUES, _WIDTH)
-        self.mix = nn.Linear(_WIDTH, _WIDTH)
-        self.out = nn.Linear(_WIDTH, m + 1 + 3 + q - 1)
+        self.value = nn.Linear(STATE, WIDTH)
+        self.step = nn.Linear(2 * m + CLUES, WIDTH)
+        self.mix = nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, m + 1 + 3 + q - 1)
         self.register_buffer("widths", _widths(), persistent=False)
         nn.init.normal_(self.out.weight, std=0.02)
         nn.init.zeros_(self.out.bias)

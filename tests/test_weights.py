@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from stream_forecaster.calendar import DAY_MS, HOUR_MS
 from stream_forecaster.errors import WeightsMismatch
 from stream_forecaster.network import Network
-from stream_forecaster.weights import ARCHITECTURE, Weights, decode, shipped, untrained
+from stream_forecaster.weights import (
+    ARCHITECTURE,
+    Weights,
+    _shapes,
+    decode,
+    shipped,
+    untrained,
+)
 
 _MINUTE_MS = 60_000
 
@@ -173,6 +180,14 @@ def test_a_share_for_every_step() -> None:
 def test_the_nearest_step_by_ratio(step_ms: int, nearest: int) -> None:
     """Five minutes are nearer to one minute than to an hour; a quarter of an hour is not."""
     assert _weights((_MINUTE_MS, HOUR_MS, DAY_MS)).nearest(step_ms) == nearest
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_file_is_asked_for_the_parameters_of_the_network(steps: int) -> None:
+    """Each with its shape, though no network is made to see them."""
+    made = {name: tuple(value.shape) for name, value in Network(steps).state_dict().items()}
+
+    assert _shapes(steps) == {"shares": (steps, 2)} | made
 
 
 def test_those_that_ship_can_be_used() -> None:
