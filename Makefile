@@ -72,7 +72,7 @@ clean: ## remove the environment and every cache
 
 .venv/installed: .venv/locked pyproject.toml
 	$(BIN)/pip install $(PIP_FLAGS) -q --no-deps --no-build-isolation -e .
-	@$(BIN)/python -c 'from stream_forecaster import cli, inference; cli.compile_all()'
+	@$(BIN)/python -c 'from stream_forecaster import cli; cli.compile_all()'
 	@touch $@
 	@echo "Ready."
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_forecaster import inference  # noqa: F401  (to be compiled before its caller is loaded)
 from stream_forecaster.calendar import EARLIEST_MS, Calendar
 from stream_forecaster.checkpoint import Checkpoint
 from stream_forecaster.config import Settings

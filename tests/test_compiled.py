@@ -119,11 +119,11 @@ def test_what_is_written_to_has_to_be_contiguous() -> None:
         _fill(np.ones((2, 2)), 1.0, np.arange(2), False, np.empty((2, 2)).T[::-1])  # noqa: FBT003
 
 
-def test_a_loop_is_compiled_where_nothing_can_be_kept(tmp_path: Path) -> None:
-    """As in a container whose file system is read-only; it says so."""
+def _run_in_closed_package(folder: Path, **places: str) -> "subprocess.CompletedProcess[str]":
+    """Run a loop whose package takes no files; says what came of it, and if it had been kept."""
     package = Path(__file__).parent.parent / "stream_forecaster"
-    shutil.copy(package / "compiled.py", tmp_path / "compiled.py")
-    (tmp_path / "loop.py").write_text(
+    shutil.copy(package / "compiled.py", folder / "compiled.py")
+    (folder / "loop.py").write_text(
         "import numpy as np\n"
         "from compiled import compiled\n"
         "@compiled('f8 > f8:1')\n"
@@ -131,16 +131,30 @@ def test_a_loop_is_compiled_where_nothing_can_be_kept(tmp_path: Path) -> None:
         "    total[0] += number\n"
         "total = np.ones(1)\n"
         "add(2.0, total)\n"
-        "print(total[0])\n"
+        "print(total[0], sum(add.compile().stats.cache_hits.values()))\n"
     )
-    (tmp_path / "__pycache__").write_text("no folder")
-    (tmp_path / "home").write_text("no folder")
-    env = {**os.environ, "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home")}
+    (folder / "__pycache__").write_text("no folder")
+    env = {**os.environ, "HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "home")}
     env.pop("NUMBA_CACHE_DIR", None)
-    command = [sys.executable, "-B", str(tmp_path / "loop.py")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == "3.0\n"
+    command = [sys.executable, "-B", str(folder / "loop.py")]
+    return subprocess.run(command, env=env | places, capture_output=True, text=True, check=True)
+
+
+def test_a_loop_is_compiled_where_nothing_can_be_kept(tmp_path: Path) -> None:
+    """As in a container whose file system is read-only; it says so."""
+    (tmp_path / "home").write_text("no folder")
+    done = _run_in_closed_package(tmp_path)
+    assert done.stdout == "3.0 0\n"
     assert "compiled anew at every start" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["the user's cache", "NUMBA_CACHE_DIR"])
+def test_what_the_package_cannot_keep_is_kept_elsewhere(tmp_path: Path, place: str) -> None:
+    """The second start compiles nothing: where users may not write to what is installed, too."""
+    named = {} if place == "the user's cache" else {place: str(tmp_path / "elsewhere")}
+    done = [_run_in_closed_package(tmp_path, **named) for _ in range(2)]
+    assert [each.stdout for each in done] == ["3.0 0\n", "3.0 1\n"]
+    assert not done[1].stderr
 
 
 @pytest.mark.parametrize("place", ["Makefile", "Dockerfile"])
