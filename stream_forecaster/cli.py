@@ -12,10 +12,12 @@ Data goes to stdout, all else to stderr. Exit codes: 0 done, 1 a check or a comp
 fit into memory, 70 a bug.
 """
 
+import gc
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from threading import Event
@@ -28,7 +30,7 @@ from rich.live import Live
 from rich.markup import escape
 from structlog.typing import FilteringBoundLogger
 
-from stream_forecaster import __version__, asyncapi, backtest, demo, plan
+from stream_forecaster import __version__, asyncapi, plan
 from stream_forecaster.compiled import compile_all
 from stream_forecaster.config import Settings
 from stream_forecaster.edge import console, logs, topics
@@ -62,6 +64,7 @@ from stream_forecaster.edge.weights_file import read_weights
 from stream_forecaster.edge.world import World
 from stream_forecaster.errors import StoreUnusable, StreamForecasterError, Unavailable
 from stream_forecaster.service import Service
+from stream_forecaster.shard import load_parts
 from stream_forecaster.weights import shipped
 
 OK, GATE_FAILED, BROKER_AWAY, BAD_STATE, BUG = 0, 1, 3, 4, 70
@@ -147,6 +150,7 @@ def run(
 def _serve(
     settings: Settings, log: FilteringBoundLogger, stopping: Event, *, cold_start: bool
 ) -> None:
+    gc.freeze()  # what is imported stays: to search it for garbage takes a tenth of the start
     telemetry = Telemetry()
     telemetry.build_info(
         version=__version__, pipeline=settings.kafka.group_id, config_id=settings.config_id
@@ -174,12 +178,25 @@ def _serve(
             server.health = replace(server.health, heartbeat_s=time.monotonic())
 
         # First, for a refusal is to be told at once. The group is joined by the first poll only.
-        with closing(KafkaTransport(settings, log, stopping, alive=alive)) as transport:
-            compile_all()  # and torch is loaded: a member of the group should not take that long
+        with (
+            closing(KafkaTransport(settings, log, stopping, alive=alive)) as transport,
+            ThreadPoolExecutor(1) as beside,
+        ):
+            compile_all()  # a member of the group should not take that long
             weights = None
             if settings.model.network:
                 weights = read_weights(settings.model.weights) or shipped()
-            world = World(transport, store, telemetry, log, weights=weights, viewers=viewers)
+            # Beside the loop, which begins by waiting until the group has let it in.
+            loading = beside.submit(load_parts, settings)
+            world = World(
+                transport,
+                store,
+                telemetry,
+                log,
+                weights=weights,
+                loaded=loading.result,
+                viewers=viewers,
+            )
             Service(settings, world, cold_start=cold_start).run(stopping.is_set, observe)
 
 
@@ -197,6 +214,8 @@ def show_demo(
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
 ) -> None:
     """A broker, simulated users and the real service on this machine, live in the terminal."""
+    from stream_forecaster import demo  # noqa: PLC0415  (a tenth of a second, which no other needs)
+
     raise typer.Exit(demo.demo(seconds=seconds, browser=browser))
 
 
@@ -385,6 +404,8 @@ def run_backtest(  # noqa: PLR0913  (one parameter per option)
     as_json: AsJson = False,
 ) -> int:
     """Forecast a file of past events as `run` would have, and print how right it was."""
+    from stream_forecaster import backtest  # noqa: PLC0415  (likewise)
+
     return backtest.backtest(
         settings,
         [*events, *(more_events or ())],
@@ -417,6 +438,8 @@ def replay(  # noqa: PLR0913  (one parameter per option)
     as_json: AsJson = False,
 ) -> int:
     """Make the forecasts of a file of events again; exit 1 where they differ from --verify."""
+    from stream_forecaster import backtest  # noqa: PLC0415  (likewise)
+
     return backtest.replay(
         settings,
         [*events, *(more_events or ())],
@@ -449,7 +472,7 @@ def fit(  # noqa: PLR0913  (one parameter per option)
     as_json: AsJson = False,
 ) -> int:
     """Train the network on a file of past events, from model.weights on; minutes of one core."""
-    from stream_forecaster import training  # noqa: PLC0415  (loads torch, which no other needs)
+    from stream_forecaster import training  # noqa: PLC0415  (loads torch)
 
     return training.fit(
         settings,

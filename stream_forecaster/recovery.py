@@ -57,7 +57,7 @@ class Recovery:
         self._settings, self._calendar, self._cold_start = settings, calendar, cold_start
         self._transport, self._store, self._log = world.transport, world.store, world.log
         self._wall_ms, self._weights = world.wall_ms, world.weights
-        self._telemetry = world.telemetry
+        self._telemetry, self._loaded = world.telemetry, world.loaded
 
     def recover(self, partition: int, dropped: Shard | None) -> Recovered:
         """The best state there is for a partition that was just assigned.
@@ -69,6 +69,7 @@ class Recovery:
         Raises:
             StateError: what there is cannot be used, or the log no longer holds what follows it.
         """
+        self._loaded()
         committed = self._transport.committed(partition)
         first, end = self._transport.bounds(partition)
         where = f"partition {partition} of {self._settings.input.topic!r}"

@@ -17,8 +17,8 @@ The rules, and why:
    a bound, each partition in turn. What takes too long is left, and read again by the next poll: a
    member that does not poll is taken for dead. `pending` says what is shed when that is not enough.
 
-The loop has one thread, and checkpoints are written in another; the clock, the log and the metrics
-are parameters.
+The loop has one thread, and checkpoints are written in another; what shards are made of is loaded
+in a third, until the first of them is. The clock, the log and the metrics are parameters.
 """
 
 import math

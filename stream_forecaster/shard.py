@@ -418,6 +418,11 @@ def _to_forget(records: Records, row: int) -> bytes | None:
     return (records.key[row] or None) if records.value[row] is None else None
 
 
+def load_parts(settings: Settings) -> None:
+    """Load what shards of these settings are made of, by making one: torch, scipy, seconds."""
+    Shard(settings, settings.input.calendar(), 0, 0)
+
+
 def learner_for(
     settings: Settings, partition: int, weights: Weights | None = None, pace: Pace | None = None
 ) -> "Learner":

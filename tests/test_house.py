@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from brokers import free_port
+from pipelines import pipeline
+
+from stream_forecaster.edge.broker import Broker
 
 _ROOT = Path(__file__).parent.parent
 _HEAVY = {"torch", "river.drift", "river.time_series", "scipy", "pandas"}
@@ -27,6 +30,20 @@ from stream_forecaster.service import Service
 from stream_forecaster.shard import Shard
 Shard(parse({"model": {"network": sys.argv[1] == "network"}}), Calendar("UTC"), 0, 0)
 print("loaded:", *sys.modules)
+"""
+_FIRST_POLL = """
+import sys
+from stream_forecaster import cli
+
+
+class Transport(cli.KafkaTransport):
+    def poll(self, timeout_s):
+        print("loaded:", *sys.modules)
+        raise SystemExit
+
+
+cli.KafkaTransport, cli.load_parts = Transport, lambda settings: None
+cli.main(["run", *sys.argv[1:]])
 """
 
 
@@ -69,3 +86,23 @@ def test_a_service_without_the_network_loads_no_torch() -> None:
     """A restart takes half the time."""
     assert "torch" not in _heavy(_SERVICE, "experts alone")
     assert "torch" in _heavy(_SERVICE, "network")
+
+
+def test_the_group_is_joined_before_models_are_loaded(tmp_path: Path) -> None:
+    """By the first poll nothing is but scipy's linear algebra, which numba looks for.
+
+    What shards are made of, which takes longer than all else, is loaded beside that poll.
+    """
+    with Broker() as broker:
+        settings = pipeline(broker)
+        given = [
+            f"kafka.bootstrap_servers={broker.bootstrap}",
+            f"input.topic={settings.input.topic}",
+            f"output.topic={settings.output.topic}",
+            f"output.dead_letter_topic={settings.output.dead_letter_topic}",
+            f"state.checkpoint_url=file://{tmp_path}",
+            "http.port=0",
+        ]
+        loaded = _heavy(_FIRST_POLL, *(word for each in given for word in ("--set", each)))
+
+    assert loaded == {"scipy"}

@@ -60,6 +60,7 @@ class Process:
     seconds_per_look: float = 0.0
     background: Background = at_once
     gave_back: int = 0
+    loaded: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.registry, self.said = CollectorRegistry(), LogCapture()
@@ -75,6 +76,7 @@ class Process:
             now_s=self._look,
             wall_ms=lambda: self.wall_ms,
             background=self.background,
+            loaded=self.loaded,
             give_back=self._give_back,
         )
         self.service = Service(self.config, world, cold_start=self.cold_start)
@@ -162,6 +164,19 @@ def test_a_successor_goes_on_where_the_last_one_stopped() -> None:
     assert log.published == _undisturbed()
     assert process.events("partition_assigned")[0]["recovered_from"] == "checkpoint"
     assert process.metric("events_total") == 200
+
+
+def test_no_shard_is_made_before_its_parts_are_loaded() -> None:
+    """And that they cannot be is what the service dies of."""
+
+    def fail() -> None:
+        raise ImportError("no such library")
+
+    process = Process(_log(), loaded=fail)
+
+    with pytest.raises(ImportError, match="no such library"):
+        process.drain()
+    assert not process.events("partition_assigned")
 
 
 def test_an_older_checkpoint_gives_the_same_by_a_longer_replay() -> None:

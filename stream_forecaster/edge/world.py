@@ -29,6 +29,7 @@ class World:
         wall_ms: epoch milliseconds, to compare with the broker's times.
         weights: what a network starts from; None: those that ship.
         background: where checkpoints are written.
+        loaded: returns when what shards are made of is loaded; raises why it cannot be.
         viewers: who looks at the page.
         give_back: asks the C library for memory that was freed.
     """
@@ -42,5 +43,6 @@ class World:
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     weights: Weights | None = None
     background: Background = in_thread
+    loaded: Callable[[], None] = lambda: None
     viewers: Viewers = field(default_factory=Viewers)
     give_back: Callable[[], None] = give_back
