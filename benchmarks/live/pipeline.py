@@ -68,8 +68,7 @@ class Pipeline:
         }
         assignments = [f"{name}={value}" for name, value in said.items()]
         create_topics(parse(from_assignments(assignments)), self._partitions)
-        self._command = [sys.executable, "-m", "stream_forecaster", "run"]
-        self._command += [word for assignment in assignments for word in ("--set", assignment)]
+        self._told = [word for assignment in assignments for word in ("--set", assignment)]
         watcher = {**self._client, "group.id": group, "enable.auto.commit": False}
         self._watcher = Consumer(watcher)
         self._log = self._directory / f"{group}.log"
@@ -91,11 +90,19 @@ class Pipeline:
         self._producer.flush()
 
     @contextmanager
-    def worker(self, core: Sequence[int] = ()) -> Iterator["subprocess.Popen[bytes]"]:
-        """A worker, pinned to a core if there is one; killed in the end, if it still lives."""
+    def worker(
+        self, core: Sequence[int] = (), program: Sequence[str] = ("-m", "stream_forecaster")
+    ) -> Iterator["subprocess.Popen[bytes]"]:
+        """A worker, pinned to a core if there is one; killed in the end, if it still lives.
+
+        Args:
+            core: the cores that it may use.
+            program: that Python runs; is given what the command line is.
+        """
         self._log = self._directory / f"{unique('worker')}.log"
         with self._log.open("wb") as log, pinned(core):
-            process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            command = [sys.executable, *program, "run", *self._told]
+            process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             yield process
         finally:
