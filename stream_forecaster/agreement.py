@@ -26,7 +26,10 @@ not half of its flights.)
 
 The slope is the regression of f's landed error on c - f, by key, shrunk to the population and to a
 prior: a tenth when the coarse bucket begins, and less as it goes by. It is learned for each of the
-bucket's quarters. A coarse path that errs more than its finer one thus loses its say.
+bucket's quarters, from what was said at the last hop of it: by then f has learned more and the gap
+is as old as it gets, so at no hop is c believed more than it deserved. (Learned from the first hop
+of each quarter, where c is as fresh as f, hourly forecasts of ETTh2 lost 3 % of squared error.) A
+coarse path that errs more than its finer one thus loses its say.
 
 With the aggregate "mean" an amount is a time integral (value x time), since nobody knows how many
 events a bucket will have: the mean of a day's hours, weighted by time, is the day's, which is true
@@ -53,7 +56,7 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 _QUARTERS = 4
-_DISCOUNT = 0.98
+_DISCOUNT = 0.995
 _PRIOR_BUCKETS = 20.0
 """How many of a key's own landed buckets weigh as much as the population's experience."""
 _PRIOR_SLOPE = 0.1 * (1 - np.arange(_QUARTERS) / _QUARTERS) ** 2
@@ -161,7 +164,7 @@ class Agreement:
     ) -> list[Float64]:
         """The R means (B, H), reconciled.
 
-        What is said of an open bucket at the first hop of each quarter is kept until it closes.
+        What is said of an open bucket at the last hop of each quarter is kept until it closes.
         Asked again at the same hop, it says the same.
 
         Args:
@@ -187,7 +190,7 @@ class Agreement:
             own = self._renewed(r, slots, steps[r], fine, amounts[r][:, steps[r].covered])
             said = [self._open(side[:, 0], steps[r], observed[r]) for side in (fine, own)]
             held, quarter = self._table[f"{self._names[r]}.held"], steps[r].quarter
-            _hold(rows, quarter, said[0], said[1], errors[r][:, 0], held)
+            held[rows, quarter] = np.stack([*said, errors[r][:, 0]], axis=1)
             slope = self._slope(r, rows, quarter)
             amounts[r][:, steps[r].covered] = fine + slope[:, None] * (own - fine)
         for r in range(len(steps) - 1, 0, -1):
@@ -353,23 +356,6 @@ def _observe(truth: Float64, came: Float64) -> None:
         if not np.isnan(truth[k]):
             came[k, 0] += truth[k]
             came[k, 1] += 1.0
-
-
-@compiled("i8:1 i8 f8:1 f8:1 f8:1 > f4:3")
-def _hold(
-    rows: Int64,
-    quarter: int,
-    fine: Float64,
-    own: Float64,
-    error: Float64,
-    held: NDArray[np.float32],
-) -> None:
-    """Write what is said (B,) of rows (B,) to (K, quarters, 3), each where nothing is yet."""
-    for b in range(len(rows)):
-        kept = held[rows[b], quarter]
-        for i, said in enumerate((fine[b], own[b], error[b])):
-            if np.isnan(kept[i]):
-                kept[i] = said
 
 
 @compiled("f4:3 i8:1 i8 f8:1 f8 > f8:1")

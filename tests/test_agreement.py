@@ -198,20 +198,23 @@ def test_only_what_was_said_of_a_bucket_lands() -> None:
     assert two.agreement.arrays()["population"][1, :, 2].tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
-def test_the_first_word_of_a_quarter_counts() -> None:
-    """It is what lands: a later hop of the same quarter does not replace it."""
-    first, both = Two(horizon=60), Two(horizon=60)
-    for two in (first, both):
+def test_the_last_word_of_a_quarter_counts() -> None:
+    """It is what lands: as a bucket goes by, its fine path learns, and the coarse one ages."""
+    last, both = Two(horizon=60), Two(horizon=60)
+    for two in (last, both):
         two.resolutions[0] = Resolution(step="5m", context=4, horizon=60)
         two.agreement = two.fresh(KeyTable())
         two.agreement._table.intern([b"0"], np.zeros(1, np.int64))
-        for minute in (0, 5) if two is both else (0,):
+        for minute, heard in ((0, 1.0), (10, 6.0)):
             steps = steps_at(_START_MS + minute * 60_000, _UTC, two.resolutions)
-            means = [np.full((1, 60), 1.0 + minute), np.full((1, 2), 20.0)]
+            means = [np.full((1, 60), heard), np.full((1, 2), 20.0)]
+            if two is last and not minute:
+                means[0] += 3.0
+                means[1] += 12 * 3.0
             two.agreement.agree(two.slots, steps, means, means, [np.zeros(1)] * 2)
-        two.agreement.learn(1, np.array([15.0]))
+        two.agreement.learn(1, np.array([90.0]))
     np.testing.assert_array_equal(
-        first.agreement.arrays()["population"], both.agreement.arrays()["population"]
+        last.agreement.arrays()["population"], both.agreement.arrays()["population"]
     )
 
 
