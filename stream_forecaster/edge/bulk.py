@@ -25,6 +25,8 @@ written, so that whoever sends can fall back to `send` when a new client has cha
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -81,18 +83,25 @@ def send(producer: KafkaProducer, messages: Iterable[Message]) -> list[list[Any]
     """
     now_ms = int(time.time() * 1_000)
     by_topic: dict[str, list[Message]] = defaultdict(list)
-    for message in messages:
-        by_topic[message.topic].append(message)
+    for topic, run in groupby(messages, attrgetter("topic")):
+        by_topic[topic] += run
+    placed = {
+        TopicPartition(topic, partition): of_partition
+        for topic, of_topic in by_topic.items()
+        for partition, of_partition in _by_partition(producer, topic, of_topic).items()
+    }
     transaction, queues = producer._transaction_manager, producer._accumulator
-    refuse, futures = producer._ensure_valid_record_size, []
-    for topic, of_topic in by_topic.items():
-        for partition, of_partition in _by_partition(producer, topic, of_topic).items():
-            tp = TopicPartition(topic, partition)
-            if transaction and transaction.is_transactional():
-                transaction.maybe_add_partition_to_transaction(tp)
-            for batch in _batches(queues.config, refuse, tp, of_partition, now_ms):
-                futures.append(_put(queues, batch))
-                producer._sender.wakeup()
+    if transaction and transaction.is_transactional():
+        for tp in placed:
+            transaction.maybe_add_partition_to_transaction(tp)
+        producer._sender.wakeup()  # one request for all, on its way while the batches are made
+    refuse = producer._ensure_valid_record_size
+    futures = [
+        _put(queues, batch)
+        for tp, of_partition in placed.items()
+        for batch in _batches(queues.config, refuse, tp, of_partition, now_ms)
+    ]
+    producer._sender.wakeup()
     return futures
 
 
@@ -100,17 +109,20 @@ def _by_partition(
     producer: KafkaProducer, topic: str, messages: list[Message]
 ) -> dict[int, list[Message]]:
     known = sorted(producer.partitions_for(topic))
-    hashes = hashes_of([message.key for message in messages])
-    keyed = np.array(known)[hashes % len(known)].tolist()
-    anywhere = producer._partition(topic, None, None, None, None, None)
+    keys = [message.key for message in messages]
+    told = {message.partition for message in messages if message.partition is not None}
+    if unknown := told - {*known}:
+        raise ValueError(f"topic {topic!r} has no partition {min(unknown)}")
+    partitions = np.array(known)[hashes_of(keys) % len(known)].tolist()
+    if told or None in keys:
+        anywhere = producer._partition(topic, None, None, None, None, None)
+        partitions = [
+            (anywhere if m.key is None else by_key) if m.partition is None else m.partition
+            for m, by_key in zip(messages, partitions, strict=True)
+        ]
     found: dict[int, list[Message]] = defaultdict(list)
-    for message, partition in zip(messages, keyed, strict=True):
-        if message.partition is not None:
-            if message.partition not in known:
-                raise ValueError(f"topic {topic!r} has no partition {message.partition}")
-            found[message.partition].append(message)
-        else:
-            found[anywhere if message.key is None else partition].append(message)
+    for message, partition in zip(messages, partitions, strict=True):
+        found[partition].append(message)
     return found
 
 
