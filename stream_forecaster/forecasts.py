@@ -39,6 +39,8 @@ Headers = tuple[tuple[str, bytes], ...]
 SCHEMA = "forecast/1"
 SCORE_SCHEMA = "score/1"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://stream-forecaster/forecast")
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+"""The digit of a UUID of which two bits are fixed."""
 _NOTHING = 1e-9
 """A level that is none. One event in a month of minutes is 2e-5."""
 MOST = 100.0
@@ -279,11 +281,9 @@ class Encoder:
         def identify(key: bytes) -> bytes:
             # Latin-1 keeps all bytes apart; two keys that are not UTF-8 may have the same text.
             name = key if key.isascii() else key.decode("latin-1").encode()
-            digest = bytearray(sha1(before + name + after, usedforsecurity=False).digest())
-            digest[6] = digest[6] & 0x0F | 0x50
-            digest[8] = digest[8] & 0x3F | 0x80
-            text = digest.hex().encode()
-            return b"-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:32]))
+            t = sha1(before + name + after, usedforsecurity=False).hexdigest()
+            last = f"{_VARIANT[t[16]]}{t[17:20]}-{t[20:32]}"
+            return f"{t[:8]}-{t[8:12]}-5{t[13:16]}-{last}".encode()
 
         return identify
 

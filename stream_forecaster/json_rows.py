@@ -9,7 +9,8 @@ loops fill it in, row by row:
 
 The first finds the digits: five of them, and the power of ten of the first. It keeps to the
 arithmetic of `forecasts.five_digits`, and of a number so rounded no text is shorter. The second
-spells them out as orjson does, which made these texts before it.
+spells them out as orjson does, which made these texts before it; eight bytes at a time, of which
+those that are too many are written over by what comes next.
 """
 
 import math
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_forecaster.compiled import compiled
+from stream_forecaster.compiled import compiled, inlined
 
 Bytes = NDArray[np.uint8]
 Float64 = NDArray[np.float64]
@@ -39,6 +40,8 @@ _AT_ONCE = 64
 """Rows filled in at once: bounds the temporaries and keeps them in the cache."""
 _LONGEST = 25
 """Bytes of a number with its comma: more than any has."""
+_WORD = 8
+"""Bytes read and written at a time, though the last of a text may be fewer."""
 _LEAST, _MOST = -22, 308
 _TENS = np.array([float(f"1e{power}") for power in range(_LEAST, _MOST + 1)] + [np.inf])
 """10^-22 to 10^308."""
@@ -47,6 +50,12 @@ _POWER_MASK = (1 << _POWER_BITS) - 1
 _ZEROTH = 500
 _NONE = 501
 """Digits and power are packed into one number; a power of so much says that there is no number."""
+_TWO, _THREE = (
+    np.array([int.from_bytes(b"%0*d" % (n, i), "little") for i in range(10**n)], np.uint64)
+    for n in (2, 3)
+)
+_THREE |= np.uint64(0x30_3030 << 24)
+"""How digits are spelled, the first one lowest; behind three of them zeros."""
 _NULL = np.frombuffer(b"null", np.uint8)
 _COMMA, _MINUS, _PLUS, _POINT, _ZERO, _E, _BRACE = b",-+.0e{"
 
@@ -94,10 +103,12 @@ class Rows:
 
     def filled(self, heads: Sequence[bytes]) -> Iterator[bytes]:
         """The texts, row by row, behind the beginning that each row has to itself."""
-        texts, parts = np.frombuffer(self._texts, np.uint8), np.array(self._parts, np.int64)
+        texts = np.frombuffer(self._texts + bytes(_WORD), np.uint8)
+        parts = np.array(self._parts, np.int64)
         rows = min(_AT_ONCE, len(heads))
         digits, ends = np.empty((rows, self._width), np.int64), np.empty(rows, np.int64)
-        out = np.empty(rows * (len(texts) + _LONGEST * self._width), np.uint8)
+        longest = len(texts) + _LONGEST * int(parts[:, 3].sum())
+        out = np.empty(rows * longest + _WORD, np.uint8)
         written = out.data
         for first in range(0, len(heads), _AT_ONCE):
             some = heads[first : first + _AT_ONCE]
@@ -148,8 +159,41 @@ def _find_digits(  # noqa: C901  (a step after the other, and loops call nothing
             digits[i, column + j] = (signed << _POWER_BITS) + first + _ZEROTH
 
 
+@inlined
+def _spelled(five: int) -> np.uint64:
+    """Eight bytes: five digits, the first one lowest, and zeros."""
+    first = np.uint32(five) // np.uint32(1_000)
+    rest = np.uint32(five) - first * np.uint32(1_000)
+    return np.uint64(_TWO[first] | _THREE[rest] << np.uint64(16))
+
+
+@inlined
+def _eight(texts: Bytes, place: int) -> np.uint64:
+    """Eight bytes, the first one lowest."""
+    begin, eight = np.uint64(place), np.uint64(0)
+    for i in range(_WORD):  # one instruction
+        eight |= np.uint64(texts[begin + np.uint64(i)]) << np.uint64(8 * i)
+    return eight
+
+
+@inlined
+def _put(out: Bytes, place: int, eight: np.uint64) -> None:
+    """Write eight bytes: more than are wanted, what comes next goes over the rest."""
+    begin = np.uint64(place)
+    for i in range(_WORD):  # one instruction
+        out[begin + np.uint64(i)] = eight >> np.uint64(8 * i)
+
+
+@inlined
+def _put_pointed(out: Bytes, place: int, eight: np.uint64, point: int) -> None:
+    """Write eight bytes with a point after the first so many of them, at most six."""
+    before, after = np.uint64(8 * point), np.uint64(8 * point + 8)
+    low = eight & (np.uint64(1) << before) - np.uint64(1)
+    _put(out, place, low | np.uint64(_POINT) << before | eight >> before << after)
+
+
 @compiled("u1:1 i8:2 i8:2 > u1:1 i8:1")
-def _write(  # noqa: C901, PLR0912, PLR0915  (a number is written step by step; loops call nothing)
+def _write(  # noqa: C901, PLR0912, PLR0915  (a number is written step by step)
     texts: Bytes, parts: Int64, digits: Int64, out: Bytes, ends: Int64
 ) -> None:
     """Fill in a row of digits after the other; `ends` is where each text ends."""
@@ -163,9 +207,9 @@ def _write(  # noqa: C901, PLR0912, PLR0915  (a number is written step by step; 
                 continue
             if kind == DECIMALS and out[place - 1] == _BRACE:
                 begin += 1
-            for i in range(begin, end):
-                out[place] = texts[i]
-                place += 1
+            for i in range(begin, end, _WORD):
+                _put(out, place + i - begin, _eight(texts, i))
+            place += end - begin
             for j in range(count):
                 if j:
                     out[place] = _COMMA
@@ -189,33 +233,23 @@ def _write(  # noqa: C901, PLR0912, PLR0915  (a number is written step by step; 
                 if number < 0:
                     out[place] = _MINUS
                     place += 1
-                is_plain = -5 <= power <= 15
-                point = power + 1 if is_plain else 1
-                if is_plain and power < 0:
-                    for i in range(1 - power):
-                        out[place + i] = _ZERO
-                    out[place + 1] = _POINT
-                    place += 1 - power
-                    point = 6
-                five, length = np.uint32(abs(number)), 5
-                for i in range(4, -1, -1):
-                    rest = five // np.uint32(10)
-                    digit = five - rest * np.uint32(10)
-                    out[place + i + (1 if i >= point else 0)] = digit + np.uint32(_ZERO)
-                    if digit == 0 and length == i + 1:
-                        length = i
-                    five = rest
-                if is_plain and power >= 0:
-                    for i in range(5, point):
-                        out[place + i] = _ZERO
-                    out[place + point] = _POINT
-                    if point >= 5:
-                        out[place + point + 1] = _ZERO
-                    place += max(length, point + 1) + 1
-                elif is_plain:
-                    place += length
+                spelled, length = _spelled(abs(number)), 5
+                while length > 1 and spelled >> np.uint64(8 * length - 8) & np.uint64(15) == 0:
+                    length -= 1
+                if 0 <= power <= 4:
+                    _put_pointed(out, place, spelled, power + 1)
+                    place += max(length, power + 2) + 1
+                elif -5 <= power < 0:
+                    _put_pointed(out, place, _spelled(0), 1)
+                    _put(out, place + 1 - power, spelled)
+                    place += 1 - power + length
+                elif 4 < power <= 15:
+                    _put(out, place, spelled)
+                    _put(out, place + 8, _spelled(0))
+                    _put_pointed(out, place + power, _spelled(0), 1)
+                    place += power + 3
                 else:
-                    out[place + 1] = _POINT
+                    _put_pointed(out, place, spelled, 1)
                     place += length + 1 if length > 1 else 1
                     out[place] = _E
                     out[place + 1] = _PLUS if power > 0 else _MINUS

@@ -10,7 +10,7 @@ An *offset* always means the next record to read, never the last one read, excep
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, overload
+from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +60,11 @@ class BytesColumn(Sequence[bytes | None]):
         if isinstance(strings, BytesColumn):
             return cls(strings.data, strings.start, strings.size)
         listed = list(strings)
-        size = np.array([-1 if string is None else len(string) for string in listed], np.int64)
-        data = np.frombuffer(b"".join(filter(None, listed)), np.uint8)
-        return cls(data, _starts(size), size)
+        known = [string or b"" for string in listed]
+        size = np.fromiter(map(len, known), np.int64, len(known))
+        for i in np.flatnonzero(size == 0).tolist():
+            size[i] = -1 if listed[i] is None else 0
+        return cls(np.frombuffer(b"".join(known), np.uint8), _starts(size), size)
 
     @classmethod
     def joined(cls, parts: "Sequence[BytesColumn]") -> "BytesColumn":
@@ -192,9 +194,11 @@ class Records:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One record to publish. `value` None is a tombstone.
+
+    A tuple: made in a third of the time of a frozen dataclass, and thousands turn into columns at
+    once.
 
     Attributes:
         partition: where to; None: the key's.

@@ -11,7 +11,7 @@ from stream_forecaster.edge.record_writing import BYTES, RECORD, ROOM, hashes_of
 from stream_forecaster.records import Message
 
 
-@given(messages=st.lists(any_messages, max_size=20), now_ms=st.integers(0, 2**42))
+@given(messages=st.lists(any_messages, min_size=1, max_size=20), now_ms=st.integers(0, 2**42))
 def test_records_are_written_as_the_client_writes_them(
     messages: list[Message], now_ms: int
 ) -> None:
