@@ -28,15 +28,16 @@ The slope is the regression of f's landed error on c - f, by key, shrunk to the 
 prior: a tenth when the coarse bucket begins, and less as it goes by. It is learned for each of the
 bucket's quarters, from what was said at the last hop of it: by then f has learned more and the gap
 is as old as it gets, so at no hop is c believed more than it deserved. (Learned from the first hop
-of each quarter, where c is as fresh as f, hourly forecasts of ETTh2 lost 3 % of squared error.) A
-coarse path that errs more than its finer one thus loses its say.
+of each quarter, where c is as fresh as f, and from chance as well, hourly forecasts of ETTh2 lost
+3 % of squared error.) A coarse path that errs more than its finer one thus loses its say.
 
 With the aggregate "mean" an amount is a time integral (value x time), since nobody knows how many
 events a bucket will have: the mean of a day's hours, weighted by time, is the day's, which is true
 as far as events come evenly.
 
 Sources: temporal hierarchies, Athanasopoulos et al. 2017; shrinking towards coherence by the
-forecasts' errors, Wickramasuriya et al. 2019, done here on one edge of the tree at a time.
+forecasts' errors, Wickramasuriya et al. 2019, done here on one edge of the tree at a time; James
+and Stein 1961.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,9 @@ _PRIOR_SLOPE = 0.1 * (1 - np.arange(_QUARTERS) / _QUARTERS) ** 2
 instead the next quarter of an hour of a social network's mentions lost 4 % of its squared error."""
 _RIDGE = 5.0
 """The prior's weight, in squared expected errors: paths that differ little teach little."""
+_DOUBT = 6.0
+"""Two standard errors of a slope, squared, if its evidence were one: an error whose mean size is
+one has a variance of about 1.5."""
 _LARGEST = 3.0
 """Errors count for at most so many expected ones: a burst must not decide the slope."""
 _NOTHING = 1e-9
@@ -367,10 +371,16 @@ def _regress(
     prior: float,
     slope: Float64,
 ) -> None:
-    """Slopes (B,) by sums (K, quarters, 2) of rows (B,), shrunk to the population's and a prior."""
+    """Slopes (B,) by sums (K, quarters, 2) of rows (B,), shrunk to the population's and a prior.
+
+    What speaks for the coarse path is not heard before it is two standard errors, and then less
+    than in full (the positive part of James and Stein's estimator): chance alone would let it in.
+    """
     for b in range(len(rows)):
         product = own[rows[b], quarter, 0] + _PRIOR_BUCKETS * population[0]
         square = own[rows[b], quarter, 1] + _PRIOR_BUCKETS * population[1]
+        if product > 0:
+            product *= max(1 - _DOUBT * square / product**2, 0.0)
         slope[b] = min(max((product + _RIDGE * prior) / (square + _RIDGE), 0.0), 1.0)
 
 

@@ -164,6 +164,16 @@ def test_the_path_that_knows_better_is_believed(keys: int) -> None:
     assert coarse[0, 0] < 20.4
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_may_be_chance_is_not_believed(seed: int) -> None:
+    """Two hundred hours with a coarse path that has nothing to do with what comes."""
+    rng = np.random.default_rng(seed)
+    two = Two(aggregate="sum")
+    two.live(200, np.full(4, 5.0), rng.normal(20.0, 1.0, 200), rng.normal(20.0, 1.25, 200))
+    _, coarse = two.at(0, 5.0, 24.0)
+    assert 20.0 <= coarse[0, 0] < 20.05
+
+
 def test_a_coarse_path_is_never_outdone() -> None:
     """Where the truth goes twice as far as it says, or the other way, agreement stays between."""
     said = np.random.default_rng(0).normal(20.0, 3.0, 200)
