@@ -176,6 +176,7 @@ class Stack:
         *,
         discount: float,
         prior: float,
+        burst: float,
         convex: bool = False,
     ) -> None:
         """Add this stack's columns to `table`.
@@ -187,13 +188,14 @@ class Stack:
             start: (M,) the weights to begin with and to shrink to.
             discount: per landed forecast, of a key's own evidence.
             prior: how many landed forecasts the start weighs as much as.
+            burst: a residual of so many spreads has a weight of 0.7, larger ones less.
             convex: no weight below zero, and all of them together at most one. For paths that are
                 nearly the same, of which a regression would take the difference times ten.
         """
         m = len(start)
         self._table, self._prefix = table, prefix
         self._start, self._discount, self._prior = start, discount, prior
-        self._convex, self._ridge = convex, 0.5 if convex else 0.02
+        self._convex, self._ridge, self._burst = convex, 0.5 if convex else 0.02, burst
         add = table.add
         add(f"{prefix}.gram", (buckets, m, m), dtype=np.float32, most=_OWN_KEYS)
         add(f"{prefix}.cross", (buckets, m), dtype=np.float32, most=_OWN_KEYS)
@@ -215,7 +217,7 @@ class Stack:
             return
         told = deviation.T
         weighted, target = np.empty(told.shape), np.empty(len(slots))
-        _soften(told, residual, weighted, target)
+        _soften(told, residual, self._burst, weighted, target)
         gram, cross = weighted.T @ told, target @ told
         _pool(bucket, len(slots), gram, cross, self._gram, self._cross, self._landed)
         grams, crosses = self._column("gram"), self._column("cross")
@@ -301,7 +303,7 @@ class Fusion:
         self._exponential = ExponentialWeights(table, prefix, experts, buckets)
         start = np.zeros(experts)
         self._stack = Stack(
-            table, f"{prefix}.stack", buckets, start, discount=_DISCOUNT, prior=350.0
+            table, f"{prefix}.stack", buckets, start, discount=_DISCOUNT, prior=350.0, burst=2.0
         )
 
     def learn(
@@ -537,11 +539,13 @@ def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
             error[m] = 0.0 if np.isnan(error[m]) else error[m] + residual[b]
 
 
-@compiled("f8:2 f8:1 > f8:2 f8:1")
-def _soften(deviation: Float64, residual: Float64, weighted: Float64, target: Float64) -> None:
+@compiled("f8:2 f8:1 f8 > f8:2 f8:1")
+def _soften(
+    deviation: Float64, residual: Float64, burst: float, weighted: Float64, target: Float64
+) -> None:
     """Deviations (B, M) and residuals (B,), weighted: one burst must not turn the regression."""
     for b in range(len(residual)):
-        weight = 1 / np.sqrt(1 + residual[b] * residual[b])
+        weight = 1 / np.sqrt(1 + (residual[b] / burst) ** 2)
         for m in range(deviation.shape[1]):
             weighted[b, m] = weight * deviation[b, m]
         target[b] = weight * residual[b]

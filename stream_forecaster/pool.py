@@ -157,6 +157,7 @@ class Pool:
                 self._lstm.shares,
                 discount=0.9995,
                 prior=300.0,
+                burst=1.0,
                 convex=True,
             )
 

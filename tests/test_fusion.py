@@ -30,7 +30,7 @@ Float64 = NDArray[np.float64]
 _M, _K, _G = 3, 4, 2
 _ALL = np.s_[:]
 _START = np.array([0.3, -0.2, 0.0])
-_DISCOUNT_OF_A_KEY, _PRIOR = 0.9, 8.0
+_DISCOUNT_OF_A_KEY, _PRIOR, _BURST = 0.9, 8.0, 1.5
 
 _buckets = st.integers(0, _G - 1)
 _slots = st.sets(st.integers(0, _K - 1))
@@ -179,6 +179,7 @@ def _stack(keys: int = _K, *, convex: bool = False) -> Stack:
         _G,
         _START.copy(),
         discount=_DISCOUNT_OF_A_KEY,
+        burst=_BURST,
         prior=_PRIOR,
         convex=convex,
     )
@@ -233,7 +234,7 @@ def test_a_stack_is_the_ridge_regression_of_all_that_landed(landings: Landings) 
             landed = _POPULATION_DISCOUNT * landed + 1
             pooled = [(w * _POPULATION_DISCOUNT, d, r) for w, d, r in pooled]
             for k, deviation, r in zip(*_of_each(slots, seed), strict=True):
-                w = 1 / math.sqrt(1 + r**2)
+                w = 1 / math.sqrt(1 + (r / _BURST) ** 2)
                 pooled.append((w / len(slots), deviation, r))
                 older = [(u * _DISCOUNT_OF_A_KEY, d, s) for u, d, s in own[k]]
                 own[k] = [*older, (w, deviation, r)]
@@ -321,7 +322,9 @@ def test_a_restored_stack_keeps_the_start_that_it_had() -> None:
     """Though stacks now begin with other weights: they are shrunk to those of their own time."""
     stack, rng = _stack(), np.random.default_rng(0)
     now = np.array([0.9, 0.9, 0.9])
-    restored = Stack(_table(), "s", _G, now, discount=_DISCOUNT_OF_A_KEY, prior=_PRIOR)
+    restored = Stack(
+        _table(), "s", _G, now, discount=_DISCOUNT_OF_A_KEY, prior=_PRIOR, burst=_BURST
+    )
     restored._table.restore({k: v.copy() for k, v in stack._table.arrays().items()})
     restored.restore({k: v.copy() for k, v in stack.arrays().items()})
     for _ in range(5):
