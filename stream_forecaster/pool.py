@@ -236,7 +236,7 @@ class Pool:
         """Baselines: what each had said at each of the G horizons, (K,)."""
         said = group.said
         m, count = len(said.predictions), len(group.slots)
-        points = np.empty((m + 2 + len(baselines), count))
+        points = np.empty((count, m + 2 + len(baselines))).T  # key by key, as a loop takes them
         points[0], points[1 : m + 1] = said.mean, said.predictions
         points[m + 1] = np.maximum(said.pooled, 0.0) if self._is_count else said.pooled
         for point, baseline in zip(points[m + 2 :], baselines, strict=True):
