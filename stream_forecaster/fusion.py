@@ -515,10 +515,10 @@ def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
     keys, experts = predictions.shape
     total, loss, weight = np.zeros(experts), np.empty(experts), np.empty(experts)
     for b in range(keys):
+        said, error, came, unit = predictions[b], deviation[b], truth[b], spread[b]
         for m in range(experts):
-            error = (predictions[b, m] - truth[b]) / spread[b]
-            deviation[b, m] = error
-            loss[m] = error * error
+            error[m] = (said[m] - came) / unit
+            loss[m] = error[m] * error[m]
         _take_in_one(loss, landing[b], bucket, own, count, total)
     _take_in_all(total, keys, bucket, population, landed)
     mean = np.empty(population.shape)  # of this bucket only
@@ -532,9 +532,10 @@ def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
             if not np.isnan(error[m]):
                 mass += weight[m]
                 missed += weight[m] * error[m]
-        residual[b] = -missed / max(mass, _NO_MASS)
+        miss = -missed / max(mass, _NO_MASS)
+        residual[b] = miss
         for m in range(experts):
-            error[m] = 0.0 if np.isnan(error[m]) else error[m] + residual[b]
+            error[m] = 0.0 if np.isnan(error[m]) else error[m] + miss
 
 
 @compiled("f8:2 f8:1 > f8:2 f8:1")
