@@ -308,13 +308,15 @@ def _expect(  # noqa: PLR0913, PLR0917  (what an error is made of)
     error: Float64,
 ) -> None:
     """Widths of rows (B,) times units: of paths (B, H) of counts, or spreads (B,)."""
-    width = np.empty(len(all_keys))
     for b in range(len(path)):
-        for g in range(len(width)):
-            width[g] = _width(own[rows[b], g], all_keys[g])
+        kept, said, expected = own[rows[b]], path[b], error[b]
         for h in range(len(bucket)):
-            unit = _count_unit(path[b, h]) if is_count else spread[b]
-            error[b, h] = width[bucket[h]] * unit
+            expected[h] = _count_unit(said[h]) if is_count else spread[b]
+        width = 0.0
+        for h in range(len(bucket)):
+            if not h or bucket[h] != bucket[h - 1]:
+                width = _width(kept[bucket[h]], all_keys[bucket[h]])
+            expected[h] *= width
 
 
 @compiled("i8 i8:1 f8:1 f8:1 f8:1 > f8:1 f8:2 f4:3")
@@ -417,14 +419,11 @@ def _mix_counts(  # noqa: PLR0913, PLR0917  (all that has a say)
             for q in range(levels):
                 tracked = max(mean + error * shape[g, q], 0.0)
                 drawn = (1 - part) * low[q] + part * high[q]
-                said[q] = tracked + own * (drawn - tracked)
-            if has_network:
-                for q in range(levels):
-                    tracked = max(mean + error * shape[g, q], 0.0)
+                mixed = tracked + own * (drawn - tracked)
+                if has_network:
                     change = weight[2, b, g] * (outside[b, h, q] - tracked)
-                    said[q] += 0.0 if np.isnan(change) else change
-            for q in range(levels):
-                said[q] = np.rint(np.rint(said[q]) * factor)
+                    mixed += 0.0 if np.isnan(change) else change
+                said[q] = np.rint(np.rint(mixed) * factor)
 
 
 @compiled("f8:2 f8:2 i8:1 f8:2 f8 > f8:3")

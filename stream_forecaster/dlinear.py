@@ -134,10 +134,11 @@ def _relate(
     """A lookback (B, L) from its mean, the centres (B,), in scales (B,); NaN if half is missing."""
     lags = lookback.shape[1]
     for b in range(len(lookback)):
-        centre[b] = total[b] / max(count[b], 1.0) if 2 * count[b] >= lags else np.nan
+        middle = total[b] / max(count[b], 1.0) if 2 * count[b] >= lags else np.nan
+        held, told, unit = lookback[b], scaled[b], scale[b]
+        centre[b] = middle
         for t in range(lags):
-            value = lookback[b, t]
-            scaled[b, t] = (0.0 if np.isnan(value) else value - centre[b]) / scale[b]
+            told[t] = (0.0 if np.isnan(held[t]) else held[t] - middle) / unit
 
 
 @compiled("f8:2 f8 f8 > f8:2 f8:2 f8:2")

@@ -491,11 +491,18 @@ def _visit(  # noqa: PLR0913, PLR0917  (what is known of a visit)
 def _recall(
     profile: NDArray[np.float32], rows: Int64, cell: Int64, phases: int, said: Float64
 ) -> None:
-    """What profiles (K, P) of rows (B,) hold in cells (N,), or where that is NaN, of a weekday."""
+    """What profiles (K, P) of rows (B,) hold in cells (N,), or where that is NaN, of a weekday.
+
+    Neighbours are mostly of one cell: many minutes of an hour.
+    """
     for b in range(len(rows)):
+        held, value = profile[rows[b]], np.nan
         for n in range(len(cell)):
-            value = profile[rows[b], cell[n]]
-            said[b, n] = profile[rows[b], cell[n] % phases] if np.isnan(value) else value
+            if not n or cell[n] != cell[n - 1]:
+                value = held[cell[n]]
+                if np.isnan(value):
+                    value = held[cell[n] % phases]
+            said[b, n] = value
 
 
 @compiled("f8:1 > i4:1 f8:1 f8:1")

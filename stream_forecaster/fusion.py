@@ -517,10 +517,10 @@ def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
     keys, experts = predictions.shape
     total, loss, weight = np.zeros(experts), np.empty(experts), np.empty(experts)
     for b in range(keys):
+        said, error, came, unit = predictions[b], deviation[b], truth[b], spread[b]
         for m in range(experts):
-            error = (predictions[b, m] - truth[b]) / spread[b]
-            deviation[b, m] = error
-            loss[m] = error * error
+            error[m] = (said[m] - came) / unit
+            loss[m] = error[m] * error[m]
         _take_in_one(loss, landing[b], bucket, own, count, total)
     _take_in_all(total, keys, bucket, population, landed)
     mean = np.empty(population.shape)  # of this bucket only
@@ -534,9 +534,10 @@ def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
             if not np.isnan(error[m]):
                 mass += weight[m]
                 missed += weight[m] * error[m]
-        residual[b] = -missed / max(mass, _NO_MASS)
+        miss = -missed / max(mass, _NO_MASS)
+        residual[b] = miss
         for m in range(experts):
-            error[m] = 0.0 if np.isnan(error[m]) else error[m] + residual[b]
+            error[m] = 0.0 if np.isnan(error[m]) else error[m] + miss
 
 
 @compiled("f8:2 f8:1 f8 > f8:2 f8:1")
@@ -612,17 +613,20 @@ def _fuse(  # noqa: C901, PLR0912, PLR0913, PLR0917  (loops in a loop over what 
     """
     _, buckets, experts = weights.shape
     steps, line, wide = len(bucket), np.empty(len(bucket)), np.empty(len(bucket))
+    silent = np.empty(experts, np.int64)
     for b in range(len(rows)):
-        weight, bend = weights[b], stacked[b]
+        weight, bend, said = weights[b], stacked[b], predictions[b]
         for g in range(buckets):
             _weigh_one(own, count, rows[b], population, landed, sharpness, g, weight[g])
         for m in range(experts):
-            silent = 0
+            silent[m] = 0
             for h in range(steps):
-                silent += np.isnan(predictions[b, m, h])
-            for h in range(steps if silent else 0):
-                if np.isnan(predictions[b, m, h]):
-                    weight[bucket[h], m] = bend[bucket[h], m] = 0.0
+                silent[m] += np.isnan(said[m, h])
+            last = -1
+            for h in range(steps if silent[m] else 0):
+                if np.isnan(said[m, h]) and bucket[h] != last:
+                    last = bucket[h]
+                    weight[last, m] = bend[last, m] = 0.0
         for g in range(buckets):
             mass, bent = 0.0, 0.0
             for m in range(experts):
@@ -634,10 +638,11 @@ def _fuse(  # noqa: C901, PLR0912, PLR0913, PLR0917  (loops in a loop over what 
         for h in range(steps):
             line[h] = 0.0
         for m in range(experts):
+            if silent[m] == steps:
+                continue
             for h in range(steps):
                 wide[h] = weight[bucket[h], m]
             for h in range(steps):
-                said = predictions[b, m, h]
-                line[h] += wide[h] * (0.0 if np.isnan(said) else said)
+                line[h] += wide[h] * (0.0 if np.isnan(said[m, h]) else said[m, h])
         for h in range(steps):
             path[b, h] = line[h]

@@ -87,7 +87,7 @@ def decode(  # noqa: PLR0913, PLR0917  (what a decoder is told, each of its own 
     quantiles = np.empty((*shape, len(LEVELS)), np.float32)
     of_states = [_linear(decoder, name) for name in ("gate", "value")]
     weight, bias = _linear(decoder, "out")
-    spare = -len(bias) % _AT_ONCE
+    spare = np.zeros((-len(bias) % _AT_ONCE, weight.shape[1]), np.float32)
     _decode(
         states,
         candidates,
@@ -99,9 +99,9 @@ def decode(  # noqa: PLR0913, PLR0917  (what a decoder is told, each of its own 
         np.concatenate([bias for _, bias in of_states]),
         *_linear(decoder, "step"),
         *_linear(decoder, "mix"),
-        np.pad(weight, ((0, spare), (0, 0))),
-        np.pad(bias, (0, spare)),
-        np.diff(NORMAL).astype(np.float32),
+        np.concatenate([weight, spare]),
+        np.concatenate([bias, spare[:, 0]]),
+        _GAPS,
         np.float32(BOUND),
         np.float32(LARGEST_LOGIT),
         np.float32(ONE_WIDE),
@@ -112,6 +112,7 @@ def decode(  # noqa: PLR0913, PLR0917  (what a decoder is told, each of its own 
     return absolute, residual, quantiles
 
 
+_GAPS = np.diff(NORMAL).astype(np.float32)
 _AT_ONCE = 4
 """Rows of a matrix that are multiplied at once; there are so many, or twice or more times."""
 

@@ -89,7 +89,11 @@ class Learner:
         self._encoders = [_parameters(part) for part in self.average.encoders]
         self._decoders = [_parameters(part) for part in self.average.decoders]
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=pace.rate, betas=(0.9, 0.98), weight_decay=0.01
+            self.network.parameters(),
+            lr=pace.rate,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            foreach=True,
         )
         lengths = [window_length(context) for context in contexts]
         kind = EvenSamples if pace.evenly else Samples

@@ -50,7 +50,7 @@ class View:
     """What the pool knows of B keys' next H steps, which is all that the network is asked about.
 
     Attributes:
-        slots: which keys.
+        slots: (B,) which keys.
         index: the newest closed bucket.
         ahead: (H,) steps after it.
         bucket: (H,) the horizon bucket of each step, of G.
@@ -60,7 +60,7 @@ class View:
         path, unit: (B, H) the pool's path and its expected error.
     """
 
-    slots: Slots
+    slots: Int64
     index: int
     ahead: Int64
     bucket: Int64
@@ -69,21 +69,6 @@ class View:
     losses: Float64
     path: Float64
     unit: Float64
-
-    def of(self, rows: Int64) -> "View":
-        """The same of some of its keys, of which slots are told one by one."""
-        slots = self.slots
-        return View(
-            rows + slots.start if isinstance(slots, slice) else slots[rows],
-            self.index,
-            self.ahead,
-            self.bucket,
-            self.names,
-            self.predictions[rows],
-            self.losses[rows],
-            self.path[rows],
-            self.unit[rows],
-        )
 
 
 class Seats:
@@ -174,21 +159,13 @@ class Lstm:
         parts = np.where(told[:, None], np.rint(state * _STATE_PARTS), _NO_STATE)
         self._column("state")[slots] = parts
 
+    def asked(self, slots: Int64) -> Int64 | slice:
+        """Which of `slots` (B,) are to be answered for; a slice if all are."""
+        asked = np.flatnonzero(self._table[f"{self._name}.asked"][slots])
+        return asked if len(asked) < len(slots) else np.s_[:]
+
     def answer(self, view: View) -> tuple[Float64, Float64, Float64]:
-        """Absolute and residual path (B, H), and quantiles (B, H, Q) at the settings' levels.
-
-        NaN of keys whose turn it is not.
-        """
-        asked = np.flatnonzero(self._table[f"{self._name}.asked"][view.slots])
-        if len(asked) == len(view.path):
-            return self._answer(view)
-        shape = (*view.path.shape, len(self._levels[0]))
-        absolute, residual, quantiles = (np.full(s, np.nan) for s in (shape[:2], shape[:2], shape))
-        if len(asked):
-            absolute[asked], residual[asked], quantiles[asked] = self._answer(view.of(asked))
-        return absolute, residual, quantiles
-
-    def _answer(self, view: View) -> tuple[Float64, Float64, Float64]:
+        """Absolute and residual path (B, H), and quantiles (B, H, Q) at the settings' levels."""
         states = [seat.states(view.slots) for seat in self._seats]
         told = self._steps(view)
         absolute, residual, quantiles = self._learner.answer(
@@ -225,7 +202,7 @@ class Lstm:
 
     def learn(self, view: View) -> None:
         """Take samples of what the pool knows now, and train."""
-        slots = np.asarray(view.slots)
+        slots = view.slots
         windows, statistics, present = zip(*(s._inputs(slots) for s in self._seats), strict=True)  # noqa: SLF001
         told = Told(
             windows,

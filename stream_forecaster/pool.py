@@ -11,7 +11,7 @@ So a forecast is only ever judged by data that it has not seen. Between saying a
 resolutions agree on their means (`scales`): what is kept and judged is what is published.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -237,7 +237,7 @@ class Pool:
         """Baselines: what each had said at each of the G horizons, (K,)."""
         said = group.said
         m, count = len(said.predictions), len(group.slots)
-        points = np.empty((m + 2 + len(baselines), count))
+        points = np.empty((count, m + 2 + len(baselines))).T  # key by key, as a loop takes them
         points[0], points[1 : m + 1] = said.mean, said.predictions
         points[m + 1] = np.maximum(said.pooled, 0.0) if self._is_count else said.pooled
         for point, baseline in zip(points[m + 2 :], baselines, strict=True):
@@ -362,25 +362,33 @@ class Pool:
         ahead = self._ahead if ahead is None else ahead
         bucket = self.bucket[ahead - 1]
         predictions, pooled, weights = self._fused(slots, ahead)
-        outside, mean = None, pooled
-        if self._lstm:
-            view = self._view(slots, ahead, predictions, pooled)
-            absolute, residual, outside = self._lstm.answer(view)
-            if self._is_count:
-                np.maximum(outside, 0.0, out=outside)
-            predictions[-2], predictions[-1] = absolute, residual
-            share = self._final.weights(slots)
-            mean = pooled + share[0][:, bucket] * or_zero(absolute - pooled)
-            mean += share[1][:, bucket] * or_zero(residual - pooled)
-            share = share * ~np.isnan([absolute[:, :1], residual[:, :1]])
-            weights = np.concatenate([weights * (1 - share.sum(axis=0)), share])
-        if self._is_count:
-            mean = np.maximum(mean, 0.0)
         # Of the steps that are asked for, so many are in each horizon bucket.
         part = np.bincount(bucket, minlength=len(self._horizons)) / len(bucket)
-        return Opinion(
-            slots, index + ahead, bucket, predictions, pooled, mean, (weights @ part).T, outside
-        )
+        mean, spoken, outside = pooled, _averaged(weights, part), None
+        if self._lstm:
+            rows, by_key = self._table.rows(slots), predictions.transpose(1, 0, 2)
+            asked = self._lstm.asked(rows)
+            view = self._view(rows[asked], ahead, by_key[asked], pooled[asked])
+            *paths, said = self._lstm.answer(view)
+            path, share = self._let_in(view, paths)
+            theirs = weights[asked] * (1 - share.sum(axis=2, keepdims=True))
+            predictions[-2:], mean = np.nan, pooled.copy()
+            predictions[-2, asked], predictions[-1, asked] = paths
+            outside = np.full((*mean.shape, len(self._levels)), np.nan)
+            spoken = np.column_stack([spoken, np.zeros((len(rows), 2))])
+            mean[asked], outside[asked] = path, np.maximum(said, 0.0) if self._is_count else said
+            spoken[asked] = _averaged(np.concatenate([theirs, share], axis=2), part)
+        if self._is_count:
+            mean = np.maximum(mean, 0.0)
+        return Opinion(slots, index + ahead, bucket, predictions, pooled, mean, spoken, outside)
+
+    def _let_in(self, view: View, paths: Sequence[Float64]) -> tuple[Float64, Float64]:
+        """The pool's path (B, H) with the network's let in, and their weights (B, G, 2)."""
+        path, share = view.path, self._final.weights_of(view.slots)
+        for i, said in enumerate(paths):
+            path = path + share[:, view.bucket, i] * or_zero(said - view.path)
+            share[:, :, i] *= ~np.isnan(said[:, :1])
+        return path, share
 
     def keep(self, rows: slice, opinion: Opinion, mean: Float64) -> None:
         """Keep what is said of `rows`, at G or all H steps, until its time comes.
@@ -451,12 +459,12 @@ class Pool:
         if slots is None or not len(slots):
             return
         predictions, pooled, _ = self._fused(slots, self._ahead)
-        self._lstm.learn(self._view(slots, self._ahead, predictions, pooled))
+        self._lstm.learn(self._view(slots, self._ahead, predictions.transpose(1, 0, 2), pooled))
 
     def _fused(self, slots: Slots, ahead: Int64) -> tuple[Float64, Float64, Float64]:
         """What forecasters say (M, B, H), with room for the network's, and what comes of it.
 
-        That is the path (B, H), and the experts' weights (M, B, G).
+        That is the path (B, H), and the experts' weights (B, G, M).
         """
         index, bucket = self.window.closed - 1, self.bucket[ahead - 1]
         rows, m = self._table.rows(slots), len(self._experts)
@@ -464,7 +472,8 @@ class Pool:
         predictions = np.empty((len(rows), len(self.experts), len(ahead))).transpose(1, 0, 2)
         for said, expert in zip(predictions[:m], self._experts, strict=True):
             said[:] = expert.predict(slots, index, ahead)
-        return predictions, *self._fusion.fuse(slots, predictions[:m], bucket)
+        pooled, weights = self._fusion.fuse(slots, predictions[:m], bucket)
+        return predictions, pooled, weights.transpose(1, 2, 0)
 
     def _of_counts(self, opinion: Opinion, agreed: Float64) -> Float64:
         """(B, H, Q) whole numbers, moved along as the opinion's mean became `agreed` (B, H)."""
@@ -492,7 +501,7 @@ class Pool:
             members.append(opinion.outside)
         return members[0], self._mixture.quantiles(slots, members, size, bucket)
 
-    def _view(self, slots: Slots, ahead: Int64, predictions: Float64, pooled: Float64) -> View:
+    def _view(self, slots: Int64, ahead: Int64, predictions: Float64, pooled: Float64) -> View:
         bucket = self.bucket[ahead - 1]
         return View(
             slots,
@@ -500,7 +509,7 @@ class Pool:
             ahead,
             bucket,
             self._names,
-            predictions.transpose(1, 0, 2),
+            predictions,
             self._fusion.losses(slots),
             pooled,
             self.expected_error(slots, pooled, bucket),
@@ -617,7 +626,25 @@ def chunks(size: int) -> Iterator[slice]:
     return (slice(i, min(i + _CHUNK, size)) for i in range(0, size, _CHUNK))
 
 
+def _averaged(weights: Float64, part: Float64) -> Float64:
+    """Weights (B, G, M), averaged by parts (G,): (B, M)."""
+    average = np.empty((len(weights), weights.shape[2]))
+    _average(weights, part, average)
+    return average
+
+
 # -- loops over keys -----------------------------------------------------------------------------
+
+
+@compiled("f8:3 f8:1 > f8:2")
+def _average(weights: Float64, part: Float64, average: Float64) -> None:
+    """Weights (B, G, M), averaged by parts (G,)."""
+    for b in range(len(weights)):
+        for m in range(weights.shape[2]):
+            average[b, m] = 0.0
+        for g in range(len(part)):
+            for m in range(weights.shape[2]):
+                average[b, m] += part[g] * weights[b, g, m]
 
 
 @compiled("i8:1 f8:1 f8:1 f8:1 f8:1 f8:2 > f4:2 f4:1")

@@ -391,9 +391,9 @@ def _add_outer(
     """Add rows (B, F) times others (B, O) to what slots (B,) have kept, (K, F, O)."""
     for b in range(len(slots)):
         for i in range(row.shape[1]):
+            own, factor = kept[slots[b], i], row[b, i]
             for j in range(other.shape[1]):
-                before = np.float32(np.float32(forgetting) * kept[slots[b], i, j])
-                kept[slots[b], i, j] = before + row[b, i] * other[b, j]
+                own[j] = np.float32(np.float32(forgetting) * own[j]) + factor * other[b, j]
 
 
 @compiled("f8:2 i8:1 i8 f8:1 > f8:2 f8:1")

@@ -124,7 +124,7 @@ class Score:
         """
         levels, bounds = _bounds(self.levels)
         naive = self.forecasters.index(NAIVE)
-        _judge(bucket, truth, points, naive, self.spoken, self.absolute, self.squared)
+        _judge(bucket, truth, points.T, naive, self.spoken, self.absolute, self.squared)
         _judge_quantiles(
             bucket,
             truth,
@@ -254,21 +254,20 @@ def _judge(  # noqa: PLR0913, PLR0917  (what a score is made of)
     absolute: Float64,
     squared: Float64,
 ) -> None:
-    """Add points (F, B) to sums (F, G): had an opinion, absolute error, its square."""
-    for f in range(len(points)):
-        opinions, errors, squares = 0.0, 0.0, 0.0
-        for b in range(len(truth)):
-            said = points[f, b]
-            if np.isnan(said):
-                said = points[0, b] if np.isnan(points[naive, b]) else points[naive, b]
-            else:
-                opinions += 1
-            error = abs(said - truth[b])
-            errors += error
-            squares += error**2
-        spoken[f, bucket] += opinions
-        absolute[f, bucket] += errors
-        squared[f, bucket] += squares
+    """Add points (B, F) to sums (F, G): had an opinion, absolute error, its square."""
+    opinions, errors, squares = np.zeros((3, points.shape[1]))
+    for b in range(len(truth)):
+        said = points[b]
+        instead = said[0] if np.isnan(said[naive]) else said[naive]
+        for f in range(len(said)):
+            error = abs((instead if np.isnan(said[f]) else said[f]) - truth[b])
+            opinions[f] += not np.isnan(said[f])
+            errors[f] += error
+            squares[f] += error * error
+    for f in range(len(errors)):
+        spoken[f, bucket] += opinions[f]
+        absolute[f, bucket] += errors[f]
+        squared[f, bucket] += squares[f]
 
 
 @compiled("i8 f8:1 f8:2 f8:1 i8:2 > f8:2 f8:2 f8:2 f8:2")

@@ -22,7 +22,7 @@ Slots = Int64 | slice
 _Loop = Callable[..., None]
 
 _LEAST = float(np.finfo(np.float32).tiny)
-_PARTS = 127
+_PARTS = 127.0
 _NOTHING = 1e-9
 """As for `agreement.moved_along`: so little is nothing to scale by."""
 
@@ -107,13 +107,46 @@ class Standing:
 
 
 @inlined
-def _moved(said: float, middle: float, mean: float, is_count: bool) -> float:  # noqa: FBT001  (loops have no keywords)
-    """A quantile that was said around one mean, around another; of counts a whole one again."""
-    if is_count:
-        factor = mean / middle if middle > _NOTHING else 1.0
-        whole: float = np.rint(np.rint(said) * factor)  # as it was before it was kept
-        return whole
-    return said + (mean - middle)
+def _part(
+    mean: Float64, quantiles: Float64, parts: float, kept: NDArray[np.float32], told: Float64
+) -> None:
+    """One key's means (H,), and its largest deviations, to be kept (H, 2); of its quantiles (H, Q).
+
+    Told (H * Q,) are their deviations in so many parts of the largest.
+    """
+    levels = quantiles.shape[1]
+    for h in range(len(mean)):
+        middle, largest = mean[h], 0.0
+        for q in range(levels):
+            largest = max(largest, abs(quantiles[h, q] - middle))
+        kept[h, 0], kept[h, 1] = middle, largest
+        unit = max(largest, _LEAST) / parts
+        for q in range(levels):
+            told[h * levels + q] = (quantiles[h, q] - middle) / unit
+
+
+@inlined
+def _place(
+    kept: NDArray[np.float32],
+    told: Float64,
+    parts: float,
+    mean: Float64,
+    is_count: bool,  # noqa: FBT001  (loops have no keywords)
+    quantiles: Float64,
+) -> None:
+    """One key's quantiles (H, Q) around means (H,), of what `_part` made; counts' are whole again.
+
+    They are what was said, moved along to other means.
+    """
+    levels = quantiles.shape[1]
+    for h in range(len(mean)):
+        middle = np.float64(kept[h, 0])
+        unit = np.float64(kept[h, 1]) / parts
+        factor = mean[h] / middle if middle > _NOTHING else 1.0
+        for q in range(levels):
+            said = middle + unit * told[h * levels + q]
+            whole = np.rint(np.rint(said) * factor)  # as it was before it was kept
+            quantiles[h, q] = whole if is_count else said + (mean[h] - middle)
 
 
 @compiled("f8:2 f8:3 i8:1 > f4:3 f2:3")
@@ -125,15 +158,12 @@ def _keep(
     deviations: NDArray[np.float16],
 ) -> None:
     """Keep means (B, H) and quantiles (B, H, Q) of rows (B,)."""
+    told = np.empty(quantiles.shape[1] * quantiles.shape[2])
     for b in range(len(rows)):
-        for h in range(mean.shape[1]):
-            middle, largest = mean[b, h], 0.0
-            for q in range(quantiles.shape[2]):
-                largest = max(largest, abs(quantiles[b, h, q] - middle))
-            means[rows[b], h, 0], means[rows[b], h, 1] = middle, largest
-            unit = max(largest, _LEAST)
-            for q in range(quantiles.shape[2]):
-                deviations[rows[b], h, q] = halved((quantiles[b, h, q] - middle) / unit)
+        _part(mean[b], quantiles[b], 1.0, means[rows[b]], told)
+        kept = deviations[rows[b]].reshape(len(told))
+        for i in range(len(told)):
+            kept[i] = halved(told[i])
 
 
 @compiled("f4:3 f2:3 i8:1 f8:2 b1 > f8:3")
@@ -146,13 +176,12 @@ def _say(
     quantiles: Float64,
 ) -> None:
     """Quantiles (B, H, Q) of rows (B,) around means (B, H)."""
+    told = np.empty(quantiles.shape[1] * quantiles.shape[2])
     for b in range(len(rows)):
-        for h in range(mean.shape[1]):
-            middle = np.float64(means[rows[b], h, 0])
-            largest = np.float64(means[rows[b], h, 1])
-            for q in range(quantiles.shape[2]):
-                said = middle + largest * np.float64(widened(deviations[rows[b], h, q]))
-                quantiles[b, h, q] = _moved(said, middle, mean[b, h], is_count)
+        kept = deviations[rows[b]].reshape(len(told))
+        for i in range(len(told)):
+            told[i] = widened(kept[i])
+        _place(means[rows[b]], told, 1.0, mean[b], is_count, quantiles[b])
 
 
 @compiled("f8:2 f8:3 i8:1 > f4:3 i1:3")
@@ -164,15 +193,12 @@ def _keep_short(
     deviations: NDArray[np.int8],
 ) -> None:
     """As `_keep`."""
+    told = np.empty(quantiles.shape[1] * quantiles.shape[2])
     for b in range(len(rows)):
-        for h in range(mean.shape[1]):
-            middle, largest = mean[b, h], 0.0
-            for q in range(quantiles.shape[2]):
-                largest = max(largest, abs(quantiles[b, h, q] - middle))
-            means[rows[b], h, 0], means[rows[b], h, 1] = middle, largest
-            unit = max(largest, _LEAST) / _PARTS
-            for q in range(quantiles.shape[2]):
-                deviations[rows[b], h, q] = np.rint((quantiles[b, h, q] - middle) / unit)
+        _part(mean[b], quantiles[b], _PARTS, means[rows[b]], told)
+        kept = deviations[rows[b]].reshape(len(told))
+        for i in range(len(told)):
+            kept[i] = np.rint(told[i])
 
 
 @compiled("f4:3 i1:3 i8:1 f8:2 b1 > f8:3")
@@ -185,10 +211,9 @@ def _say_short(
     quantiles: Float64,
 ) -> None:
     """As `_say`."""
+    told = np.empty(quantiles.shape[1] * quantiles.shape[2])
     for b in range(len(rows)):
-        for h in range(mean.shape[1]):
-            middle = np.float64(means[rows[b], h, 0])
-            unit = np.float64(means[rows[b], h, 1]) / _PARTS
-            for q in range(quantiles.shape[2]):
-                said = middle + unit * deviations[rows[b], h, q]
-                quantiles[b, h, q] = _moved(said, middle, mean[b, h], is_count)
+        kept = deviations[rows[b]].reshape(len(told))
+        for i in range(len(told)):
+            told[i] = kept[i]
+        _place(means[rows[b]], told, _PARTS, mean[b], is_count, quantiles[b])

@@ -15,8 +15,11 @@ from streams import settings
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.paths import Paths
-from stream_forecaster.pool import Pool, horizon_buckets
+from stream_forecaster.learning import Learner
+from stream_forecaster.lstm import Seats
+from stream_forecaster.pace import Pace
+from stream_forecaster.paths import Opinion, Paths
+from stream_forecaster.pool import Pool, _averaged, horizon_buckets
 from stream_forecaster.scoring import NAIVE, PUBLISHED, Score
 
 _MINUTE_MS = 60_000
@@ -26,9 +29,9 @@ _FIRST = 29_455_200  # a minute of January 2026
 class Alone:
     """The finest resolution of `settings`, without the shard around it."""
 
-    def __init__(self, config: Settings) -> None:
+    def __init__(self, config: Settings, seats: Seats | None = None) -> None:
         self.table, self.config = KeyTable(), config
-        self.pool = Pool(self.table, Calendar("UTC"), config.resolutions[0], config)
+        self.pool = Pool(self.table, Calendar("UTC"), config.resolutions[0], config, seats)
         self.pool.window.begin(_FIRST * _MINUTE_MS)
 
     def tell(self, values: dict[str, float]) -> Score:
@@ -351,3 +354,48 @@ def test_quality_is_of_the_key() -> None:
     skill, coverage = alone.pool.quality(alone.slot("ann"))
     assert 0.1 < skill[0] < 0.5  # a mean errs by 1 / sqrt(2) of what the last value errs by
     assert 0.65 < coverage[0] < 0.95
+
+
+# -- the network -----------------------------------------------------------------------------------
+
+
+def _asked_first(most: int) -> tuple[Pool, Opinion]:
+    """The first opinion in which the network has a say, where it answers for so many of four."""
+    resolution = {"step": "1m", "context": 8, "horizon": 7}
+    config = parse({"model": {"network_keys": most}, "resolutions": [resolution]})
+    learner = Learner([_MINUTE_MS], [8], [7], None, seed=(0,), pace=Pace(every=0))
+    learner.shares[:] = 0.3, 0.2
+    alone = Alone(config, Seats(learner))
+    for minute in range(8):
+        alone.tell({key: float(minute % (2 + at)) for at, key in enumerate("abcd")})
+    return alone.pool, alone.pool.think(np.s_[0:4])
+
+
+def test_who_is_not_asked_about_has_the_forecast_of_the_pool() -> None:
+    """And nothing changes for the others: they are answered for as if all were."""
+    pool, few = _asked_first(2)
+    _, all_of_them = _asked_first(0)
+    silent = np.isnan(few.predictions[-1, :, 0])
+    assert silent.sum() == 2
+    assert pool.experts[-2:] == ("lstm", "lstm_residual")
+    np.testing.assert_array_equal(few.mean[silent], few.pooled[silent])
+    assert np.isnan(few.predictions[-2:, silent]).all()
+    assert not few.weights[silent, -2:].any()
+    assert few.outside is not None
+    assert all_of_them.outside is not None
+    assert np.isnan(few.outside[silent]).all()
+    assert (all_of_them.mean != all_of_them.pooled).any(axis=1).all()
+    np.testing.assert_array_equal(few.predictions[:, ~silent], all_of_them.predictions[:, ~silent])
+    for name in ("mean", "weights", "outside"):
+        ours, theirs = getattr(few, name), getattr(all_of_them, name)
+        np.testing.assert_array_equal(ours[~silent], theirs[~silent])
+    np.testing.assert_allclose(few.weights.sum(axis=1), 1.0)
+
+
+@given(seed=st.integers(0, 2**32 - 1), keys=st.integers(0, 3))
+def test_weights_of_a_path_are_those_of_its_steps_averaged(seed: int, keys: int) -> None:
+    """Step by step, each with the weights of its horizon bucket."""
+    weights, steps = np.random.default_rng(seed).random((keys, 3, 5)), np.array([0, 1, 2, 2, 2])
+    part = np.bincount(steps) / len(steps)
+    expected = weights[:, steps].mean(axis=1)
+    np.testing.assert_allclose(_averaged(weights, part), expected, rtol=1e-12)
