@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py all --data DIR --seeds 0,1,2
     python benchmarks/accuracy.py trips --data DIR --no-network --limit 2000
+    python benchmarks/accuracy.py trips --data DIR --weights FILE
     python benchmarks/accuracy.py trips --data DIR --score build/accuracy/trips-0.jsonl
 
 Every stream becomes an events file and a settings file for `stream-forecaster backtest`, which runs
@@ -121,6 +122,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             path = options.score
         else:
             settings = stream.settings(network=options.network, seed=seed)
+            settings["model"]["weights"] = options.weights
             run |= backtest(options.work, f"{name}-{seed}", rows, settings)
             path = run.pop("path")
         run["scores"] = evaluate(path, truth, stream.horizons)
@@ -132,6 +134,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "buckets": len(truth.values),
         "limit": options.limit,
         "network": options.network,
+        "weights": options.weights,
         "naive": {horizon: naive_scores(truth, horizon) for horizon in stream.horizons},
         "runs": runs,
     }
@@ -223,6 +226,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the raw data")
     parser.add_argument("--work", type=Path, default=Path("build/accuracy"), help="for our files")
     parser.add_argument("--network", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--weights", default="", metavar="URL", help="not those that ship")
     parser.add_argument("--seeds", default="0", help="one run each, if the network takes part")
     parser.add_argument("--limit", type=int, metavar="N", help="only a stream's first N buckets")
     parser.add_argument("--keep", action="store_true", help="the messages, 0.2 to 2 GB a run")
