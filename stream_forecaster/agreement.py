@@ -380,7 +380,7 @@ def _regress(
         product = own[rows[b], quarter, 0] + _PRIOR_BUCKETS * population[0]
         square = own[rows[b], quarter, 1] + _PRIOR_BUCKETS * population[1]
         if product > 0:
-            product *= max(1 - _DOUBT * square / product**2, 0.0)
+            product = max(product - _DOUBT * square / product, 0.0)
         slope[b] = min(max((product + _RIDGE * prior) / (square + _RIDGE), 0.0), 1.0)
 
 
