@@ -77,7 +77,10 @@ class Calibration:
         if not len(landed):
             return
         shape = self._shape[bucket]
-        _track(bucket, landed, residual, unit, self._levels, shape, self._residual, self._own)
+        below = np.zeros(len(shape))
+        _track(
+            bucket, landed, residual, unit, self._levels, below, shape, self._residual, self._own
+        )
         shape.sort()
 
     def forget(self) -> None:
@@ -319,22 +322,23 @@ def _expect(  # noqa: PLR0913, PLR0917  (what an error is made of)
             expected[h] *= width
 
 
-@compiled("i8 i8:1 f8:1 f8:1 f8:1 > f8:1 f8:2 f4:3")
+@compiled("i8 i8:1 f8:1 f8:1 f8:1 > f8:1 f8:1 f8:2 f4:3")
 def _track(  # noqa: PLR0913, PLR0917  (what is learned of a residual)
     bucket: int,
     landed: Int64,
     residual: Float64,
     unit: Float64,
     levels: Float64,
+    below: Float64,
     shape: Float64,
     all_keys: Float64,
     own: NDArray[np.float32],
 ) -> None:
     """Move each shape (Q,) by how many residuals (B,) lie at or below it, and add up their sizes.
 
-    Of every key (K, G, 2), and of all (G, 2).
+    Of every key (K, G, 2), and of all (G, 2). How many that are is counted in `below` (Q,).
     """
-    below, total, keys = np.zeros(len(shape)), 0.0, len(landed)
+    total, keys = 0.0, len(landed)
     for b in range(keys):
         scaled = min(max(residual[b] / unit[b], -_LARGEST), _LARGEST)
         kept = own[landed[b], bucket]

@@ -150,6 +150,7 @@ class Due:
             kept,
             position,
             rows.start,
+            np.empty(sum(self._parts) + 1),
             self._table[self._means],
             self._table[self._others],
         )
@@ -250,7 +251,7 @@ def _find(truth: Float64, means: NDArray[np.float32], position: int, slots: Int6
     return count
 
 
-@compiled("f8:2 f8:2 f8:3 f8:2 f8:3 f8:3 f8:3 i8:1 i8:1 i8 > f4:3 f2:3")
+@compiled("f8:2 f8:2 f8:3 f8:2 f8:3 f8:3 f8:3 i8:1 i8:1 i8 > f8:1 f4:3 f2:3")
 def _keep(  # noqa: PLR0913, PLR0917  (what is kept of a key, one after the other)
     mean: Float64,
     unit: Float64,
@@ -262,17 +263,17 @@ def _keep(  # noqa: PLR0913, PLR0917  (what is kept of a key, one after the othe
     kept: Int64,
     position: Int64,
     first: int,
+    deviation: Float64,
     means: NDArray[np.float32],
     others: NDArray[np.float16],
 ) -> None:
     """Keep horizon buckets `kept` of what is said of B rows from the `first` on, at positions.
 
     A key that has hardly moved has an expected error, its unit, of next to nothing; it is made as
-    large as the farthest deviation needs.
+    large as the farthest deviation needs. One forecast's are in `deviation` meanwhile.
     """
     experts, levels = predictions.shape[1], quantiles.shape[2]
     size, at = others.shape[2], experts + 1 + levels
-    deviation = np.empty(size)
     for b in range(len(mean)):
         for k in range(len(kept)):
             g = kept[k]

@@ -425,7 +425,8 @@ def _push(value: Float64, newest: Float64) -> None:
     """Append values (K,), if there are any, to the newest ones (K, N) before them."""
     for k in range(len(value)):
         if not np.isnan(value[k]):
-            newest[k, :-1] = newest[k, 1:]
+            for n in range(1, newest.shape[1]):
+                newest[k, n - 1] = newest[k, n]
             newest[k, -1] = value[k]
 
 

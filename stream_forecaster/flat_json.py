@@ -57,7 +57,15 @@ class Scan:
         """Keys (N,), numbers (3, N) by field, and which of the values (N,) were read at all."""
         places, found = np.stack([values.start, values.size]), np.empty((2, len(values)), np.int64)
         numbers = np.zeros((_FIELDS, len(values)))
-        _scan(values.data, places, self._names, self._fields, found, numbers)
+        _scan(
+            values.data,
+            places,
+            self._names,
+            self._fields,
+            np.zeros((_FIELDS + 1, 2)),
+            found,
+            numbers,
+        )
         return BytesColumn(values.data, found[0], found[1]), numbers, found[0] >= 0
 
 
@@ -265,12 +273,17 @@ def _is_plain(data: Bytes, at: int, end: int, names: Bytes, fields: Int64, told:
     return is_closed and missing == 0 and _past_space(data, at + 1, end) == end
 
 
-@compiled("u1:1! i8:2 u1:1! i8:2 > i8:2 f8:2")
-def _scan(
-    data: Bytes, places: Int64, names: Bytes, fields: Int64, found: Int64, numbers: Float64
+@compiled("u1:1! i8:2 u1:1! i8:2 > f8:2 i8:2 f8:2")
+def _scan(  # noqa: PLR0913, PLR0917  (what is read, and where to)
+    data: Bytes,
+    places: Int64,
+    names: Bytes,
+    fields: Int64,
+    told: Float64,
+    found: Int64,
+    numbers: Float64,
 ) -> None:
-    """See `Scan`; of what is not plain the key begins at -1."""
-    told = np.zeros((_FIELDS + 1, 2))
+    """See `Scan`; of what is not plain the key begins at -1. There is room for what is `told`."""
     for i in range(places.shape[1]):
         begin, size = places[0, i], places[1, i]
         if size > 0 and _is_plain(data, begin, begin + size, names, fields, told):

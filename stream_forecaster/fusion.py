@@ -78,7 +78,8 @@ class ExponentialWeights:
         """
         if not len(landed):
             return
-        _take_in(bucket, landed, loss.T, *self._own(), self._loss, self._landed)
+        total = np.zeros(self.members)
+        _take_in(bucket, landed, loss.T, total, *self._own(), self._loss, self._landed)
 
     def learn_errors(
         self,
@@ -105,9 +106,20 @@ class ExponentialWeights:
             np.empty(predictions.T.shape),
             np.empty(len(truth)),
         )
-        own, sums = self._own(), (self._loss, self._landed)
         _miss(
-            bucket, landed, told, truth, spread, self._sharpness, *own, *sums, deviation, residual
+            bucket,
+            landed,
+            told,
+            truth,
+            spread,
+            self._sharpness,
+            np.zeros((3, self.members)),
+            np.empty(self._loss.shape),
+            *self._own(),
+            self._loss,
+            self._landed,
+            deviation,
+            residual,
         )
         return deviation, residual
 
@@ -347,8 +359,9 @@ class Fusion:
         """
         said = predictions.transpose(1, 0, 2)
         path, stacked = np.empty((len(said), len(bucket))), self._stack.weights_of(slots)
-        weights = np.empty(stacked.shape)
-        _fuse(said, bucket, *self._exponential.evidence(slots), stacked, weights, path)
+        weights, spare = np.empty(stacked.shape), np.empty((2, len(bucket)))
+        silent, evidence = np.empty(said.shape[1], np.int64), self._exponential.evidence(slots)
+        _fuse(said, bucket, *evidence, spare, silent, stacked, weights, path)
         return path, weights.transpose(2, 0, 1)
 
     def weights(self, slots: Slots) -> Float64:
@@ -421,18 +434,21 @@ def _take_in_all(
     landed[bucket] = _DISCOUNT * landed[bucket] + 1
 
 
-@compiled("i8 i8:1 f8:2 > f4:3 f4:2 f8:2 f8:1")
+@compiled("i8 i8:1 f8:2 > f8:1 f4:3 f4:2 f8:2 f8:1")
 def _take_in(  # noqa: PLR0913, PLR0917  (what is learned of a loss)
     bucket: int,
     landing: Int64,
     loss: Float64,
+    total: Float64,
     own: NDArray[np.float32],
     count: NDArray[np.float32],
     population: Float64,
     landed: Float64,
 ) -> None:
-    """Add losses (B, M) of slots (B,) to what is kept of them and of the population."""
-    total = np.zeros(loss.shape[1])
+    """Add losses (B, M) of slots (B,) to what is kept of them and of the population.
+
+    Their total (M,) is zero before.
+    """
     for b in range(len(landing)):
         _take_in_one(loss[b], landing[b], bucket, own, count, total)
     _take_in_all(total, len(landing), bucket, population, landed)
@@ -495,7 +511,7 @@ def _weigh(  # noqa: PLR0913, PLR0917  (likewise)
             _weigh_one(own, count, rows[b], population, landed, sharpness, g, weights[b, g])
 
 
-@compiled("i8 i8:1 f8:2 f8:1 f8:1 f8 > f4:3 f4:2 f8:2 f8:1 f8:2 f8:1")
+@compiled("i8 i8:1 f8:2 f8:1 f8:1 f8 > f8:2 f8:2 f4:3 f4:2 f8:2 f8:1 f8:2 f8:1")
 def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
     bucket: int,
     landing: Int64,
@@ -503,6 +519,8 @@ def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
     truth: Float64,
     spread: Float64,
     sharpness: float,
+    spare: Float64,
+    mean: Float64,
     own: NDArray[np.float32],
     count: NDArray[np.float32],
     population: Float64,
@@ -513,9 +531,10 @@ def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
     """Take in the squares of errors, predictions (B, M) less truths (B,) in spreads (B,).
 
     Then say how far they are from their mean by the weights that come of it, and what that missed.
+    There is room to `spare` (3, M), zero, and for the population's `mean` losses (G, M).
     """
     keys, experts = predictions.shape
-    total, loss, weight = np.zeros(experts), np.empty(experts), np.empty(experts)
+    total, loss, weight = spare[0], spare[1], spare[2]
     for b in range(keys):
         said, error, came, unit = predictions[b], deviation[b], truth[b], spread[b]
         for m in range(experts):
@@ -523,7 +542,6 @@ def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
             loss[m] = error[m] * error[m]
         _take_in_one(loss, landing[b], bucket, own, count, total)
     _take_in_all(total, keys, bucket, population, landed)
-    mean = np.empty(population.shape)  # of this bucket only
     for m in range(experts):
         mean[bucket, m] = population[bucket, m] / max(landed[bucket], 1.0)
     for b in range(keys):
@@ -593,7 +611,7 @@ def _add_up(  # noqa: PLR0913, PLR0917  (what a regression is made of)
                 gram[i, j] = discount * gram[i, j] + weighted[b, i] * told[b, j]
 
 
-@compiled("f8:3 i8:1 f4:3 f4:2 i8:1 f8:2 f8:1 f8 > f8:3 f8:3 f8:2")
+@compiled("f8:3 i8:1 f4:3 f4:2 i8:1 f8:2 f8:1 f8 > f8:2 i8:1 f8:3 f8:3 f8:2")
 def _fuse(  # noqa: C901, PLR0912, PLR0913, PLR0917  (loops in a loop over what weights are made of)
     predictions: Float64,
     bucket: Int64,
@@ -603,17 +621,19 @@ def _fuse(  # noqa: C901, PLR0912, PLR0913, PLR0917  (loops in a loop over what 
     population: Float64,
     landed: Float64,
     sharpness: float,
+    spare: Float64,
+    silent: Int64,
     stacked: Float64,
     weights: Float64,
     path: Float64,
 ) -> None:
     """Weigh predictions (B, M, H) by weights (B, G, M) that are bent by what is `stacked`.
 
-    Weights are zero of those who are not heard.
+    Weights are zero of those who are not heard. There is room to `spare` (2, H), and to count the
+    steps on which experts are `silent` (M,).
     """
     _, buckets, experts = weights.shape
-    steps, line, wide = len(bucket), np.empty(len(bucket)), np.empty(len(bucket))
-    silent = np.empty(experts, np.int64)
+    steps, line, wide = len(bucket), spare[0], spare[1]
     for b in range(len(rows)):
         weight, bend, said = weights[b], stacked[b], predictions[b]
         for g in range(buckets):

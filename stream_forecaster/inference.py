@@ -49,14 +49,25 @@ def encode(encoder: Mapping[str, Float32], window: Float32, statistics: Float32)
         statistics: see `inputs.statistics`.
     """
     state = np.empty((len(window), STATE), np.float32)
-    cell = ("lstm.weight_ih_l0", "lstm.weight_hh_l0")
+    inside, units = len(encoder["embed.bias"]), len(encoder["lstm.bias_hh_l0"]) // 4
+    width = PATCH * CHANNELS
+    patch, given, gates, cell, told, out = (
+        np.empty((rows, _KEYS), np.float32)
+        for rows in (width, inside + units, 4, units, units + statistics.shape[1], STATE)
+    )
     _encode(
-        window.reshape(len(window), window.shape[1] // PATCH, PATCH * CHANNELS),
+        window.reshape(len(window), window.shape[1] // PATCH, width),
         statistics,
         *_linear(encoder, "embed"),
-        np.concatenate([encoder[name] for name in cell], axis=1),
+        np.concatenate([encoder[f"lstm.weight_{of}_l0"] for of in ("ih", "hh")], axis=1),
         encoder["lstm.bias_ih_l0"] + encoder["lstm.bias_hh_l0"],
         *_linear(encoder, "state"),
+        patch,
+        given,
+        gates,
+        cell,
+        told,
+        out,
         state,
     )
     return state
@@ -88,6 +99,17 @@ def decode(  # noqa: PLR0913, PLR0917  (what a decoder is told, each of its own 
     of_states = [_linear(decoder, name) for name in ("gate", "value")]
     weight, bias = _linear(decoder, "out")
     spare = np.zeros((-len(bias) % _AT_ONCE, weight.shape[1]), np.float32)
+    step, mix = _linear(decoder, "step"), _linear(decoder, "mix")
+    horizon, m = candidates.shape[1:]
+    few = max(1, _ROWS // max(horizon, 1))
+    many = few * max(1, _KEYS_MIXED // few)
+    given = np.empty((states.shape[2], many), np.float32)
+    said = np.empty((len(relation), sum(len(bias) for _, bias in of_states), many), np.float32)
+    context = np.empty((decoder["relation"].shape[1], len(step[1]), many), np.float32)
+    paths, told, hidden, deeper, out, sums = (
+        np.empty((rows, few * horizon), np.float32)
+        for rows in (m, step[0].shape[1], len(step[1]), len(mix[1]), len(bias) + len(spare), 2)
+    )
     _decode(
         states,
         candidates,
@@ -97,14 +119,23 @@ def decode(  # noqa: PLR0913, PLR0917  (what a decoder is told, each of its own 
         decoder["relation"][relation],
         np.concatenate([weight for weight, _ in of_states]),
         np.concatenate([bias for _, bias in of_states]),
-        *_linear(decoder, "step"),
-        *_linear(decoder, "mix"),
+        *step,
+        *mix,
         np.concatenate([weight, spare]),
         np.concatenate([bias, spare[:, 0]]),
         _GAPS,
         np.float32(BOUND),
         np.float32(LARGEST_LOGIT),
         np.float32(ONE_WIDE),
+        given,
+        said,
+        context,
+        paths,
+        told,
+        hidden,
+        deeper,
+        out,
+        sums,
         absolute,
         residual,
         quantiles,
@@ -274,7 +305,7 @@ def _step_on(  # noqa: PLR0913, PLR0917
             hidden[u, i] = _sigmoid(gates[3, i]) * _tanh(cell[u, i])
 
 
-@compiled("f4:3 f4:2 f4:2 f4:1 f4:2 f4:1 f4:2 f4:1 > f4:2")
+@compiled("f4:3 f4:2 f4:2 f4:1 f4:2 f4:1 f4:2 f4:1 > f4:2 f4:2 f4:2 f4:2 f4:2 f4:2 f4:2")
 def _encode(  # noqa: PLR0913, PLR0917
     patches: Float32,
     statistics: Float32,
@@ -284,15 +315,20 @@ def _encode(  # noqa: PLR0913, PLR0917
     bias: Float32,
     last: Float32,
     last_bias: Float32,
+    patch: Float32,
+    given: Float32,
+    gates: Float32,
+    cell: Float32,
+    told: Float32,
+    out: Float32,
     state: Float32,
 ) -> None:
-    """States (B, D) of patches (B, T / PATCH, PATCH * C)."""
-    units, inside, width = len(weight) // 4, len(embed), patches.shape[2]
-    patch = np.empty((width, _KEYS), np.float32)
-    given = np.empty((inside + units, _KEYS), np.float32)  # the embedded patch, the hidden units
-    gates, cell = np.empty((4, _KEYS), np.float32), np.empty((units, _KEYS), np.float32)
-    told = np.empty((units + statistics.shape[1], _KEYS), np.float32)
-    out = np.empty((len(last), _KEYS), np.float32)
+    """States (B, D) of patches (B, T / PATCH, PATCH * C).
+
+    There is room for the patches, the embedded ones above hidden units, the four gates, the cells,
+    what is told the last layer, and what that says, of so many keys at a time.
+    """
+    units, inside = len(weight) // 4, len(embed)
     for first in range(0, len(patches), _KEYS):
         rows = min(_KEYS, len(patches) - first)
         given[inside:, :] = np.float32(0)
@@ -459,7 +495,7 @@ def _say(
 
 @compiled(
     "f4:3 f4:3 f4:3 f4:3 i8:1 f4:2 f4:2 f4:1 f4:2 f4:1 f4:2 f4:1 f4:2 f4:1 f4:1 f4 f4 f4"
-    "> f4:2 f4:2 f4:3"
+    "> f4:2 f4:3 f4:3 f4:2 f4:2 f4:2 f4:2 f4:2 f4:2 f4:2 f4:2 f4:3"
 )
 def _decode(  # noqa: PLR0913, PLR0917
     states: Float32,
@@ -480,22 +516,27 @@ def _decode(  # noqa: PLR0913, PLR0917
     bound: np.float32,
     largest: np.float32,
     one_wide: np.float32,
+    given: Float32,
+    said: Float32,
+    context: Float32,
+    paths: Float32,
+    told: Float32,
+    hidden: Float32,
+    deeper: Float32,
+    out: Float32,
+    sums: Float32,
     absolute: Float32,
     residual: Float32,
     quantiles: Float32,
 ) -> None:
-    """The answer to keys, some at a time: their states are mixed, then their steps decoded."""
+    """The answer to keys, some at a time: their states are mixed, then their steps decoded.
+
+    There is room for the states of many keys, what is said of them and their context; and, for the
+    steps of few, for paths, what the three layers are told and say, and two sums.
+    """
     horizon, m = candidates.shape[1:]
-    few = max(1, _ROWS // max(horizon, 1))
-    many, size = few * max(1, _KEYS_MIXED // few), few * horizon
-    given = np.empty((states.shape[2], many), np.float32)
-    said = np.empty((len(relation), len(of_states), many), np.float32)
-    context = np.empty((relation.shape[1], len(step), many), np.float32)
-    paths, told = np.empty((m, size), np.float32), np.empty((step.shape[1], size), np.float32)
-    hidden = np.empty((len(step), size), np.float32)
-    deeper = np.empty((len(mix), size), np.float32)
-    out = np.empty((len(last), size), np.float32)
-    total, middle = np.empty(size, np.float32), np.empty(size, np.float32)
+    many, few = given.shape[1], max(1, _ROWS // max(horizon, 1))
+    total, middle = sums[0], sums[1]
     for first in range(0, len(states), few):
         end = min(first + few, len(states))
         rows = (end - first) * horizon

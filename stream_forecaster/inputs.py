@@ -232,7 +232,8 @@ def _describe(  # noqa: PLR0913, PLR0917  (a loop has no objects to keep arrays 
         out[b, 6] = _clipped(total / recent, 6.0)
         out[b, 7] = is_count
         out[b, 8] = per_day
-        out[b, 9:] = now
+        for i in range(len(now)):
+            out[b, 9 + i] = now[i]
 
 
 @compiled("i8:1 f8:3 f8:2 f8:2 > f4:3")
@@ -256,7 +257,8 @@ def _compare(column: Int64, landed: Float64, bucket: Int64, out: Float32) -> Non
     for b in range(len(landed)):
         for h in range(len(bucket)):
             if h and bucket[h] == bucket[h - 1]:
-                out[b, h] = out[b, h - 1]
+                for m in range(len(column)):
+                    out[b, h, m] = out[b, h - 1, m]
                 continue
             of = landed[b, bucket[h]]
             best = of[0]

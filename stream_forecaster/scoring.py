@@ -124,7 +124,8 @@ class Score:
         """
         levels, bounds = _bounds(self.levels)
         naive = self.forecasters.index(NAIVE)
-        _judge(bucket, truth, points.T, naive, self.spoken, self.absolute, self.squared)
+        sums = np.zeros((3, len(points)))
+        _judge(bucket, truth, points.T, naive, sums, self.spoken, self.absolute, self.squared)
         _judge_quantiles(
             bucket,
             truth,
@@ -244,18 +245,22 @@ def _ratio(numerator: Float64, denominator: Float64) -> Float64:
 # -- loops over keys -----------------------------------------------------------------------------
 
 
-@compiled("i8 f8:1 f8:2 i8 > f8:2 f8:2 f8:2")
+@compiled("i8 f8:1 f8:2 i8 > f8:2 f8:2 f8:2 f8:2")
 def _judge(  # noqa: PLR0913, PLR0917  (what a score is made of)
     bucket: int,
     truth: Float64,
     points: Float64,
     naive: int,
+    sums: Float64,
     spoken: Float64,
     absolute: Float64,
     squared: Float64,
 ) -> None:
-    """Add points (B, F) to sums (F, G): had an opinion, absolute error, its square."""
-    opinions, errors, squares = np.zeros((3, points.shape[1]))
+    """Add points (B, F) to sums (F, G): had an opinion, absolute error, its square.
+
+    Those of this horizon bucket first, `sums` (3, F).
+    """
+    opinions, errors, squares = sums[0], sums[1], sums[2]
     for b in range(len(truth)):
         said = points[b]
         instead = said[0] if np.isnan(said[naive]) else said[naive]

@@ -77,7 +77,9 @@ class Standing:
     def keep(self, slots: Slots, said: Statement) -> None:
         """From now on `slots` (B,) stand for what was `said`."""
         rows = self._table.rows(slots)
-        self._keep(said.mean, said.quantiles, rows, self._column("mean"), self._column("quantiles"))
+        means, deviations = self._column("mean"), self._column("quantiles")
+        told = np.empty(deviations[0].size)
+        self._keep(said.mean, said.quantiles, rows, told, means, deviations)
         self._column("weights")[slots] = said.weights
 
     def mean(self, slots: Slots) -> Float64:
@@ -95,8 +97,9 @@ class Standing:
         Quantiles of counts are whole numbers.
         """
         rows = self._table.rows(slots)
-        quantiles = np.empty((*mean.shape, self._column("quantiles").shape[2]))
-        self._say(self._column("mean"), self._column("quantiles"), rows, mean, is_count, quantiles)
+        means, deviations = self._column("mean"), self._column("quantiles")
+        told, quantiles = np.empty(deviations[0].size), np.empty((*mean.shape, deviations.shape[2]))
+        self._say(means, deviations, rows, mean, is_count, told, quantiles)
         return Statement(mean, quantiles, self._column("weights")[slots].astype(np.float64))
 
     def _column(self, name: str) -> NDArray[Any]:
@@ -149,16 +152,16 @@ def _place(
             quantiles[h, q] = whole if is_count else said + (mean[h] - middle)
 
 
-@compiled("f8:2 f8:3 i8:1 > f4:3 f2:3")
+@compiled("f8:2 f8:3 i8:1 > f8:1 f4:3 f2:3")
 def _keep(
     mean: Float64,
     quantiles: Float64,
     rows: Int64,
+    told: Float64,
     means: NDArray[np.float32],
     deviations: NDArray[np.float16],
 ) -> None:
     """Keep means (B, H) and quantiles (B, H, Q) of rows (B,)."""
-    told = np.empty(quantiles.shape[1] * quantiles.shape[2])
     for b in range(len(rows)):
         _part(mean[b], quantiles[b], 1.0, means[rows[b]], told)
         kept = deviations[rows[b]].reshape(len(told))
@@ -166,17 +169,17 @@ def _keep(
             kept[i] = halved(told[i])
 
 
-@compiled("f4:3 f2:3 i8:1 f8:2 b1 > f8:3")
-def _say(
+@compiled("f4:3 f2:3 i8:1 f8:2 b1 > f8:1 f8:3")
+def _say(  # noqa: PLR0913, PLR0917  (what was kept, and of whom)
     means: NDArray[np.float32],
     deviations: NDArray[np.float16],
     rows: Int64,
     mean: Float64,
     is_count: bool,  # noqa: FBT001  (loops have no keywords)
+    told: Float64,
     quantiles: Float64,
 ) -> None:
     """Quantiles (B, H, Q) of rows (B,) around means (B, H)."""
-    told = np.empty(quantiles.shape[1] * quantiles.shape[2])
     for b in range(len(rows)):
         kept = deviations[rows[b]].reshape(len(told))
         for i in range(len(told)):
@@ -184,16 +187,16 @@ def _say(
         _place(means[rows[b]], told, 1.0, mean[b], is_count, quantiles[b])
 
 
-@compiled("f8:2 f8:3 i8:1 > f4:3 i1:3")
+@compiled("f8:2 f8:3 i8:1 > f8:1 f4:3 i1:3")
 def _keep_short(
     mean: Float64,
     quantiles: Float64,
     rows: Int64,
+    told: Float64,
     means: NDArray[np.float32],
     deviations: NDArray[np.int8],
 ) -> None:
     """As `_keep`."""
-    told = np.empty(quantiles.shape[1] * quantiles.shape[2])
     for b in range(len(rows)):
         _part(mean[b], quantiles[b], _PARTS, means[rows[b]], told)
         kept = deviations[rows[b]].reshape(len(told))
@@ -201,17 +204,17 @@ def _keep_short(
             kept[i] = np.rint(told[i])
 
 
-@compiled("f4:3 i1:3 i8:1 f8:2 b1 > f8:3")
-def _say_short(
+@compiled("f4:3 i1:3 i8:1 f8:2 b1 > f8:1 f8:3")
+def _say_short(  # noqa: PLR0913, PLR0917  (likewise)
     means: NDArray[np.float32],
     deviations: NDArray[np.int8],
     rows: Int64,
     mean: Float64,
     is_count: bool,  # noqa: FBT001  (loops have no keywords)
+    told: Float64,
     quantiles: Float64,
 ) -> None:
     """As `_say`."""
-    told = np.empty(quantiles.shape[1] * quantiles.shape[2])
     for b in range(len(rows)):
         kept = deviations[rows[b]].reshape(len(told))
         for i in range(len(told)):

@@ -21,8 +21,6 @@ from stream_forecaster.records import BytesColumn, Message
 Bytes = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 
-_SHORT = 48
-"""Bytes that are copied sooner one by one than at a stroke."""
 LEAST_BYTES = 3
 """Attributes, time and offset of a batch's first record."""
 
@@ -94,11 +92,9 @@ def _put_varint(number: int, out: Bytes, place: int) -> int:
 def _put_string(data: Bytes, start: int, size: int, out: Bytes, place: int) -> int:
     """Write a string with its length before it; where it ends."""
     place = _put_varint(size, out, place)
-    if size > _SHORT:
-        out[place : place + size] = data[start : start + size]
-    else:
-        for i in range(size):
-            out[place + i] = data[start + i]
+    begin, end = np.uint64(start), np.uint64(place)
+    for i in range(max(size, 0)):  # many at a time: no place is below zero
+        out[end + np.uint64(i)] = data[begin + np.uint64(i)]
     return place + max(size, 0)
 
 
