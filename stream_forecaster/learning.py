@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 from torch.random import fork_rng
 
 from stream_forecaster import inference
@@ -50,6 +51,7 @@ class Learner:
         samples: of each resolution.
         shares: (R, 2) with which weights the absolute and the residual path enter the fusion.
         steps: training steps taken.
+        rate: of the next one.
         loss: of the last one.
         speaks: is the network asked for forecasts, or only taught?
         quiet: draw no samples for now.
@@ -88,13 +90,7 @@ class Learner:
         # Without a graphics processor these are the parameters themselves, not copies of them.
         self._encoders = [_parameters(part) for part in self.average.encoders]
         self._decoders = [_parameters(part) for part in self.average.decoders]
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=pace.rate,
-            betas=(0.9, 0.98),
-            weight_decay=0.01,
-            foreach=True,
-        )
+        self.rate, self._adam = pace.rate, _Adam(list(self.network.parameters()))
         lengths = [window_length(context) for context in contexts]
         kind = EvenSamples if pace.evenly else Samples
         self.samples = [kind.room(pace.capacity, lengths, horizon) for horizon in horizons]
@@ -189,10 +185,10 @@ class Learner:
         answer = self._replay(self.network, resolution, told, ahead)
         each = loss(answer, self._tensor(told["truth"]))
         total = (each / (each.detach() / _HARD).clamp(min=1)).mean()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
+        self._adam.step(self.rate)
         self.steps += 1
         # A young average follows faster, or it would remember what was before the first step.
         keep = min(self._pace.memory, self.steps / (self.steps + 50))
@@ -232,16 +228,11 @@ class Learner:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Weights, their average, the optimiser's moments and the samples."""
-        moments = self.optimizer.state_dict()["state"]
         return {
             "steps": np.array([self.steps]),
             **nested("network", _parameters(self.network)),
             **nested("average", _parameters(self.average)),
-            **{
-                f"moment.{i}.{name}": value.cpu().numpy()
-                for i, state in moments.items()
-                for name, value in state.items()
-            },
+            **nested("adam", self._adam.arrays()),
             **{
                 k: v
                 for i, s in enumerate(self.samples)
@@ -254,11 +245,7 @@ class Learner:
         self.steps = int(arrays["steps"][0])
         for part, name in ((self.network, "network"), (self.average, "average")):
             _load(part, under(name, arrays))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, array in under("moment", arrays).items():
-            parameter, moment = name.split(".")
-            state.setdefault(int(parameter), {})[moment] = torch.from_numpy(np.array(array))
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self._adam.restore(under("adam", arrays))
         for i, samples in enumerate(self.samples):
             found = under(f"{i}", arrays)
             for name, array in samples.arrays.items():
@@ -302,6 +289,61 @@ class Learner:
 
     def _rng(self, *of: int) -> np.random.Generator:
         return np.random.default_rng([*self._seed, *of])
+
+
+class _Adam:
+    """What AdamW remembers of parameters that it moves.
+
+    Its function, since making torch's object of the same name loads a compiler: 2 s and 70 MB.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        self._mean = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+        self._square = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+        self._steps = [torch.zeros(()) for _ in parameters]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Move the parameters that have a gradient."""
+        told = zip(self._parameters, self._mean, self._square, self._steps, strict=True)
+        moved = [(p, p.grad, *moments) for p, *moments in told if p.grad is not None]
+        parameters, gradients, means, squares, steps = (
+            list(part) for part in zip(*moved, strict=True)
+        )
+        adamw(
+            parameters,
+            gradients,
+            means,
+            squares,
+            [],
+            steps,
+            foreach=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.98,
+            lr=rate,
+            weight_decay=0.01,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Its memory, by parameter."""
+        return {
+            f"{name}.{i}": moment.cpu().numpy()
+            for name, moments in self._moments().items()
+            for i, moment in enumerate(moments)
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take `arrays` back."""
+        for name, moments in self._moments().items():
+            for i, moment in enumerate(moments):
+                moment.copy_(torch.from_numpy(np.array(arrays[f"{name}.{i}"])))
+
+    def _moments(self) -> dict[str, Sequence[Tensor]]:
+        return {"mean": self._mean, "square": self._square, "steps": self._steps}
 
 
 def _joined(parts: Sequence[Answer]) -> tuple[Float32, Float32, Float32]:

@@ -141,8 +141,7 @@ class Pretraining:
         """A warm-up, then a cosine down to a fiftieth."""
         done = self._learner.steps / self._steps
         rate = min(1.0, self._learner.steps / _WARM_UP) * (0.51 + 0.49 * np.cos(np.pi * done))
-        for group in self._learner.optimizer.param_groups:
-            group["lr"] = _PACE.rate * rate
+        self._learner.rate = _PACE.rate * rate
 
 
 def _learner(seed: int, pace: Pace, begin_with: Weights | None = None) -> Learner:
