@@ -2,13 +2,17 @@
 
     make bench                                   # installs Quix Streams into .venv-bench
     PEERS=/folder python benchmarks/ingest.py --keys 10000 --codecs none --events 1000000
+    python benchmarks/ingest.py --keys 10000 --codecs zstd --only everything \
+        --per-minute 30000000 --events 60000000 --rounds 1
 
 100-byte JSON events in four partitions of one topic, a millisecond of event time between two, so a
-hop every 60,000; every combination of `--keys` and `--codecs` is a topic of its own. On Apache
-Kafka from KAFKA_HOME, or the cluster at KAFKA_BOOTSTRAP_SERVERS, else on the embedded broker. The
-contenders take turns, one process each, on a core of its own; CPU is user and system time of that
-process over the second half of the events. There are at least four times as many as keys, since
-not every partition is read as fast: in the second half all keys are to be known.
+hop every 60,000, unless `--per-minute` says otherwise. The second line is a stream that brings half
+a million events a second when it is live; it is told, then, whether one core can keep up with it.
+Every combination of `--keys` and `--codecs` is a topic of its own. On Apache Kafka from KAFKA_HOME,
+or the cluster at KAFKA_BOOTSTRAP_SERVERS, else on the embedded broker. The contenders take turns,
+one process each, on a core of its own; CPU is user and system time of that process over the second
+half of the events. There are at least four times as many as keys, since not every partition is read
+as fast: in the second half all keys are to be known.
 
 PEERS names a folder of programs for the JVM to be timed beside ours: `kafka-streams/run BOOTSTRAP
 TOPIC EVENTS consume|mem` and `flink/run BOOTSTRAP TOPIC EVENTS window`, which print events/s and
@@ -39,7 +43,7 @@ from stream_forecaster.edge.topics import create_topics
 
 _CONTENDERS = Path(__file__).parent / "contenders"
 _PARTITIONS = 4
-_EVENTS_PER_KEY = 4
+_EVENTS_PER_KEY, _PER_MINUTE = 4, 60_000
 _PATIENCE_S = 900.0
 _UNIT = "CPU-s per million events"
 Run = dict[str, float]
@@ -63,6 +67,7 @@ class Contender:
 
 
 _OURS = "ours: windows at three resolutions"
+_ALL = "ours: everything, exactly once"
 _JAVA = "Java consumer, JSON parsed"
 _STREAMS = "Kafka Streams: windowed count"
 _FLINK = "Flink: windowed count"
@@ -108,7 +113,7 @@ CONTENDERS = {
         "from and forecast, network and training included; no output",
         100_000,
     ),
-    "ours: everything, exactly once": Contender(
+    _ALL: Contender(
         "ours", "all", "and forecasts that moved published in transactions with offsets", 100_000
     ),
 }
@@ -155,8 +160,8 @@ def said_by_peer(output: str, events: int) -> Run:
     return {"events": events, "wall_s": events / rate, "cpu_s": cpu * events / 1e6}
 
 
-def rows(case: str, results: dict[str, list[Run]]) -> list[Row]:
-    """Medians over the rounds, and how many times cheaper our windows are."""
+def rows(case: str, results: dict[str, list[Run]], keeps_up: Bound | None = None) -> list[Row]:
+    """Medians over the rounds, how many times cheaper our windows are, and do we keep up?"""
     cost = {name: per_million(runs, "cpu_s", "events") for name, runs in results.items()}
     found = []
     for name, runs in results.items():
@@ -170,8 +175,9 @@ def rows(case: str, results: dict[str, list[Run]]) -> list[Row]:
             for other, must in _MUST.items()
             if name == _OURS and other in cost
         )
-        does = CONTENDERS[name].does
-        found.append(Row(name, cost[name], _UNIT, case, does, ", ".join(also), ratios, ours=ours))
+        does, must = CONTENDERS[name].does, keeps_up if name == _ALL else None
+        also_said = ", ".join(also)
+        found.append(Row(name, cost[name], _UNIT, case, does, also_said, ratios, must, ours=ours))
     return found
 
 
@@ -188,7 +194,7 @@ def in_the_way(quix: str) -> dict[str, str]:
     return missing
 
 
-def prepare(broker: Served, keys: int, codec: str, events: int) -> str:
+def prepare(broker: Served, wanted: Load) -> str:
     """A loaded topic, and those that ours publish to."""
     topic = create_topic(broker, _PARTITIONS)
     create_topics(
@@ -201,8 +207,8 @@ def prepare(broker: Served, keys: int, codec: str, events: int) -> str:
         ),
         _PARTITIONS,
     )
-    say(f"loading {events:,} events of {keys:,} keys, {codec} ...")
-    load(broker.bootstrap, topic, _PARTITIONS, Load(events, keys, codec))
+    say(f"loading {wanted.events:,} events of {wanted.keys:,} keys, {wanted.codec} ...")
+    load(broker.bootstrap, topic, _PARTITIONS, wanted)
     return topic
 
 
@@ -221,6 +227,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--events", type=int, default=1_000_000)
     options.add_argument("--keys", default="10000,1000000")
     options.add_argument("--codecs", default="none,zstd", help="of the topic's batches")
+    options.add_argument("--per-minute", type=int, default=_PER_MINUTE, help="of event time")
     options.add_argument("--quix", default=".venv-bench/bin/python", help="a Python that has it")
     options.add_argument("--only", default="", help="names of contenders, or parts of them")
     return options.parse_args()
@@ -235,7 +242,7 @@ def main() -> None:
         create_output_of_streams(broker)
         for keys, codec in product(map(int, options.keys.split(",")), options.codecs.split(",")):
             events = max(options.events, _EVENTS_PER_KEY * keys)
-            topic = prepare(broker, keys, codec, events)
+            topic = prepare(broker, Load(events, keys, codec, options.per_minute))
             told = [broker.bootstrap, topic, str(events)]
             contenders = {
                 name: partial(measure, name, told, options.quix, core)
@@ -244,9 +251,12 @@ def main() -> None:
                 and any(part in name for part in options.only.split(","))
                 and keys <= contender.most_keys
             }
-            case = f"{keys:,} keys, {'uncompressed' if codec == 'none' else codec}"
+            case, keeps_up = f"{keys:,} keys, {'uncompressed' if codec == 'none' else codec}", None
+            if options.per_minute != _PER_MINUTE:
+                case += f", {options.per_minute / 60:,.0f} events a second of event time"
+                keeps_up = Bound(most=60e6 / options.per_minute)
             runs[case] = take_turns(contenders, options.rounds)
-            found += rows(case, runs[case])
+            found += rows(case, runs[case], keeps_up)
     Report("ingest", found, runs, left_out=[*missing.values()]).finish(options)
 
 

@@ -152,6 +152,16 @@ def test_windows_are_compared_with_all_that_are_there() -> None:
     assert ours.also == "500,000 events/s"
 
 
+def test_a_live_stream_is_kept_up_with_or_not() -> None:
+    """A core has a second for what comes in one."""
+    name = "ours: everything, exactly once"
+    runs = {name: [{"events": 1e6, "wall_s": 2.0, "cpu_s": 1.9}]}
+
+    for most, met in ((2.0, True), (1.8, False)):
+        (row,) = ingest.rows("10 keys", runs, Bound(most=most))
+        assert [held for _, held in row.verdicts] == [met]
+
+
 def test_publishing_is_compared_with_both_producers() -> None:
     cost = {"kafka-python": 20.0, "confluent": 1.5, "ours": 0.8}
     runs = {who: [{"records": 1e6, "wall_s": 1.0, "cpu_s": s}] for who, s in cost.items()}
