@@ -106,7 +106,7 @@ class Pool:
             resolution,
             open_span_ms=settings.input.allowed_lateness_ms + settings.resolutions[0].step_ms,
             is_mean=settings.input.aggregate == "mean",
-            is_short=settings.is_lean and settings.input.aggregate == "count",
+            is_count=settings.input.aggregate == "count",
         )
         self._table, self._calendar = table, calendar
         self._levels = settings.output.quantiles

@@ -14,9 +14,8 @@ end, whose cell becomes the spare. Per closed bucket that is O(1) per key; the s
 whenever the ring wraps, so rounding cannot build up.
 
 Rules of residence:
-1. Values are float64: counts stay exact to 2^53, and sums are added in log order, one event after
-   the other, which gives the same bits however the log is cut. Where memory is short counts are
-   float32: exact to 2^24, and 16,777,216 for all that is more.
+1. Values are float64, and sums are added in log order, one event after the other, which gives the
+   same bits however the log is cut. Counts are uint32, and 4,294,967,295 for all that is more.
 2. A bucket before a key's first event is *missing* (NaN on reading), not zero: a newcomer's average
    divides by the buckets it was there for. With aggregate "mean" so is a bucket without events.
 """
@@ -55,7 +54,7 @@ class Window:
         *,
         open_span_ms: int,
         is_mean: bool,
-        is_short: bool = False,
+        is_count: bool = False,
     ) -> None:
         """Add this window's columns to `table`.
 
@@ -65,7 +64,7 @@ class Window:
             resolution: step and context.
             open_span_ms: the longest stretch of event time that can be open at once.
             is_mean: a bucket's value is the mean of its events, else their sum.
-            is_short: values are small whole numbers, for which half the memory does.
+            is_count: values are whole numbers, for which half the memory does.
         """
         self.step_ms = resolution.step_ms
         self.context = resolution.context
@@ -76,10 +75,11 @@ class Window:
         self.open = open_span_ms // shortest_ms + 2
         self.size = self.context + self.open + 1
         self._name = f"window.{resolution.step_ms}"
-        kind = np.float32 if is_short else np.float64
-        self._unroll = _unroll_short if is_short else _unroll
-        self._absorb = _absorb_short if is_short else _absorb
-        self._turn = _turn_short if is_short else _turn
+        kind = np.uint32 if is_count else np.float64
+        self._most = float(np.iinfo(np.uint32).max) if is_count else np.inf
+        self._unroll = _unroll_counts if is_count else _unroll
+        self._absorb = _absorb_counts if is_count else _absorb
+        self._turn = _turn_counts if is_count else _turn
         table.add(f"{self._name}.total", (self.size,), dtype=kind)
         if is_mean:
             table.add(f"{self._name}.count", (self.size,), dtype=np.float64)
@@ -102,7 +102,7 @@ class Window:
         count = self._column("count") if self._is_mean else _NO_COUNTS
         values = np.asarray(value, np.float64)
         written = self._column("total"), count, self._column("first")
-        self._absorb(slots, time_ms, values, start_ms, int(index[0]), *written)
+        self._absorb(slots, time_ms, values, start_ms, int(index[0]), self._most, *written)
 
     def close(self) -> Float64:
         """Close the first open bucket; its values (K,), NaN where missing."""
@@ -201,7 +201,8 @@ def _absorbed(  # noqa: PLR0913, PLR0917  (a loop has no objects to keep arrays 
     value: Float64,
     start_ms: Int64,
     base: int,
-    total: Float64 | NDArray[np.float32],
+    most: float,
+    total: Float64 | NDArray[np.uint32],
     count: Float64,
     first: Int64,
 ) -> None:
@@ -216,18 +217,18 @@ def _absorbed(  # noqa: PLR0913, PLR0917  (a loop has no objects to keep arrays 
         while time_ms[i] < start_ms[bucket]:
             bucket -= 1
         at = (base + bucket) % size
-        total[slots[i], at] += value[i]
+        total[slots[i], at] = min(np.float64(total[slots[i], at]) + value[i], most)
         if len(count):
             count[slots[i], at] += 1.0
         first[slots[i]] = min(first[slots[i]], base + bucket)
 
 
-_absorb = compiled("i8:1 i8:1 f8:1 i8:1 i8 > f8:2 f8:2 i8:1")(_absorbed)
-_absorb_short = compiled("i8:1 i8:1 f8:1 i8:1 i8 > f4:2 f8:2 i8:1")(_absorbed)
+_absorb = compiled("i8:1 i8:1 f8:1 i8:1 i8 f8 > f8:2 f8:2 i8:1")(_absorbed)
+_absorb_counts = compiled("i8:1 i8:1 f8:1 i8:1 i8 f8 > u4:2 f8:2 i8:1")(_absorbed)
 
 
 def _unrolled(
-    total: Float64 | NDArray[np.float32], first: Int64, rows: Int64, closed: int, values: Float64
+    total: Float64 | NDArray[np.uint32], first: Int64, rows: Int64, closed: int, values: Float64
 ) -> None:
     """Values (B, T) of rings (K, W), oldest first; NaN before a key's first bucket."""
     size, context = total.shape[1], values.shape[1]
@@ -245,14 +246,14 @@ def _unrolled(
 
 
 _unroll = compiled("f8:2 i8:1 i8:1 i8 > f8:2")(_unrolled)
-_unroll_short = compiled("f4:2 i8:1 i8:1 i8 > f8:2")(_unrolled)
+_unroll_counts = compiled("u4:2 i8:1 i8:1 i8 > f8:2")(_unrolled)
 
 
 def _turned(  # noqa: PLR0913, PLR0917  (likewise)
     index: int,
     context: int,
     first: Int64,
-    total: Float64 | NDArray[np.float32],
+    total: Float64 | NDArray[np.uint32],
     count: Float64,
     entered: Float64,
     left: Float64,
@@ -273,7 +274,7 @@ def _turned(  # noqa: PLR0913, PLR0917  (likewise)
 
 
 _turn = compiled("i8 i8 i8:1 > f8:2 f8:2 f8:1 f8:1")(_turned)
-_turn_short = compiled("i8 i8 i8:1 > f4:2 f8:2 f8:1 f8:1")(_turned)
+_turn_counts = compiled("i8 i8 i8:1 > u4:2 f8:2 f8:1 f8:1")(_turned)
 
 
 @compiled("f8:1 f8:1 > f8:1 f8:1")

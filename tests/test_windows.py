@@ -31,7 +31,7 @@ class Drawing:
         context: int,
         *,
         is_mean: bool = False,
-        is_short: bool = False,
+        is_count: bool = False,
         open_buckets: int = 3,
     ) -> None:
         self.table = KeyTable()
@@ -41,7 +41,7 @@ class Drawing:
             Resolution(step="1m", context=context, horizon=1),
             open_span_ms=open_buckets * _MINUTE_MS,
             is_mean=is_mean,
-            is_short=is_short,
+            is_count=is_count,
         )
         self.window.begin(0)
 
@@ -276,30 +276,30 @@ def test_neighbours_do_not_mix() -> None:
 
 
 @given(
-    counts=st.lists(st.lists(st.integers(0, 2**24), max_size=4), min_size=1, max_size=40),
+    counts=st.lists(st.lists(st.integers(0, 2**31), max_size=4), min_size=1, max_size=40),
     context=st.integers(1, 6),
 )
-def test_counts_in_half_the_memory_are_the_same(counts: list[list[int]], context: int) -> None:
-    """As long as none is above 2^24."""
-    whole, short = Drawing(context), Drawing(context, is_short=True)
+def test_counts_are_as_good_as_sums(counts: list[list[int]], context: int) -> None:
+    """In half the memory, as long as none is above the largest there is."""
+    sums, whole = Drawing(context), Drawing(context, is_count=True)
     for bucket, added in enumerate(counts):
-        room = 2**24
+        room = 2**32 - 1
         for count in added:
-            for drawing in (whole, short):
+            for drawing in (sums, whole):
                 drawing.put(bucket, min(count, room))
             room -= min(count, room)
-        if bucket > 1 and len(whole.table):
-            np.testing.assert_array_equal(short.window.close(), whole.window.close())
-            np.testing.assert_array_equal(short.window.values(), whole.window.values())
-            average = whole.window.moving_average()
-            np.testing.assert_array_equal(short.window.moving_average(), average)
-    assert short.table.nbytes < whole.table.nbytes
+        if bucket > 1 and len(sums.table):
+            np.testing.assert_array_equal(whole.window.close(), sums.window.close())
+            np.testing.assert_array_equal(whole.window.values(), sums.window.values())
+            average = sums.window.moving_average()
+            np.testing.assert_array_equal(whole.window.moving_average(), average)
+    assert whole.table.nbytes < sums.table.nbytes
 
 
-def test_a_count_in_half_the_memory_ends_at_two_to_the_24() -> None:
+def test_a_count_ends_at_the_largest_there_is() -> None:
     """There it stays."""
-    short = Drawing(2, is_short=True)
-    short.put(0, 2.0**24 - 1)
+    whole = Drawing(2, is_count=True)
+    whole.put(0, 2.0**32 - 2)
     for _ in range(3):
-        short.put(0, 1.0)
-    assert short.window.close().tolist() == [2.0**24]
+        whole.put(0, 1.0)
+    assert whole.window.close().tolist() == [2.0**32 - 1]
