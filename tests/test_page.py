@@ -421,6 +421,28 @@ def test_it_says_when_there_is_nothing_yet(browser: Browser) -> None:
         assert visit.wrong == []
 
 
+def test_a_process_that_has_just_started_shows_nothing_of_the_one_before(browser: Browser) -> None:
+    """What has been scored is counted since the start: no gauge is left standing."""
+    users = population(20)
+    site = Site(settings(), users.events(START_MS, START_MS + 30 * _MINUTE_MS))
+    with site, _visit(browser, site.url) as visit:
+        gauges = visit.page.locator("#quality .gauge:visible")
+        visit.see("#quality > section >> nth=0", "than the last value")
+        assert gauges.count() >= 2
+        site.stop()
+        site.start()
+        visit.see("#banner", "The worker has restarted")
+        visit.see("#quality > section >> nth=0", "none has come due since the start")
+        expect(gauges).to_have_count(0)
+
+
+def test_before_there_is_a_fan_there_is_no_slider(browser: Browser) -> None:
+    """It would be one to nowhere."""
+    with Site(settings()) as site, _visit(browser, site.url) as visit:
+        visit.see("#banner", "Nothing yet")
+        assert visit.page.locator("input[type=range]:visible").count() == 0
+
+
 def test_it_says_when_the_connection_is_lost_and_when_the_worker_is_back(browser: Browser) -> None:
     """By itself: nobody has to load the page again."""
     users = population(20)
