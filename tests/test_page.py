@@ -436,11 +436,14 @@ def test_a_process_that_has_just_started_shows_nothing_of_the_one_before(browser
         expect(gauges).to_have_count(0)
 
 
-def test_before_there_is_a_fan_there_is_no_slider(browser: Browser) -> None:
-    """It would be one to nowhere."""
+def test_before_there_is_a_fan_there_is_no_frame_for_one(browser: Browser) -> None:
+    """Nor a slider, to nowhere; both come with the first key."""
     with Site(settings()) as site, _visit(browser, site.url) as visit:
         visit.see("#banner", "Nothing yet")
-        assert visit.page.locator("input[type=range]:visible").count() == 0
+        for frame in (".hero", "input[type=range]"):
+            expect(visit.page.locator(f"{frame}:visible")).to_have_count(0)
+        site.write([_event("first", START_MS)])
+        expect(visit.page.locator(".hero canvas")).to_be_visible()
 
 
 def test_it_says_when_the_connection_is_lost_and_when_the_worker_is_back(browser: Browser) -> None:
