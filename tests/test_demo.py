@@ -14,11 +14,25 @@ from urllib.request import Request, urlopen
 import pytest
 from rich.console import Console
 
+from stream_forecaster.calendar import DAY_MS, HOUR_MS
 from stream_forecaster.demo_board import Board, Readings, sparkline
+from stream_forecaster.demo_users import begin_of_history
 from stream_forecaster.edge.viewers import key_id
 from stream_forecaster.synth import Population
 
 MONDAY_MS = 1_767_571_200_000
+
+
+@pytest.mark.parametrize("past_midnight_ms", [0, 1, 9 * HOUR_MS, DAY_MS - 1])
+def test_a_long_history_begins_early_in_a_day(past_midnight_ms: int) -> None:
+    """So that its first day is nearly a whole one; a day of it, or two at the most."""
+    live_ms = MONDAY_MS + past_midnight_ms
+
+    begin_ms = begin_of_history(live_ms, 2 * DAY_MS)
+
+    assert begin_ms % DAY_MS == HOUR_MS
+    assert DAY_MS <= live_ms - begin_ms + HOUR_MS <= 2 * DAY_MS
+    assert begin_of_history(live_ms, 30 * HOUR_MS) == live_ms - 30 * HOUR_MS
 
 
 class Demo:
