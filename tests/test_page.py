@@ -432,7 +432,7 @@ def test_a_process_that_has_just_started_shows_nothing_of_the_one_before(browser
         site.stop()
         site.start()
         visit.see("#banner", "The worker has restarted")
-        visit.see("#quality > section >> nth=0", "none has come due since the start")
+        visit.see("#quality > section >> nth=0", "no forecast has come due since the start")
         expect(gauges).to_have_count(0)
 
 

@@ -70,7 +70,7 @@ function showQuality(of, weights) {
   const better = Math.round(100 * (of.skill ?? 0));
   write(card.skill, of.scored ? `${Math.abs(better)} %` : "–");
   card.skill.classList.toggle("worse", better < 0);
-  write(card.said, of.scored ? `${better < 0 ? "worse" : "better"} than the last value` : "none has come due since the start");
+  write(card.said, of.scored ? `${better < 0 ? "worse" : "better"} than the last value` : "no forecast has come due since the start");
   card.said.title = of.scored ? `over ${number(of.scored)} forecasts that came due of late` : "";
   card.head.hidden = !of.scored;
   bars(card.errors, (of.errors ?? []).map((e) => ({ name: e.name === "published" ? "published" : e.label, value: e.ratio, ours: e.name === "published" })), 1.25);
