@@ -213,7 +213,7 @@ def show_demo(
     seconds: Annotated[float | None, typer.Option(min=0, help="End after so long.")] = None,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
 ) -> None:
-    """A broker, simulated users and the real service on this machine, live in the terminal."""
+    """A broker, simulated users and the real service on this machine, live on a page."""
     from stream_forecaster import demo  # noqa: PLC0415  (a tenth of a second, which no other needs)
 
     raise typer.Exit(demo.demo(seconds=seconds, browser=browser))
