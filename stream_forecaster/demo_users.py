@@ -36,8 +36,8 @@ _TICK_S = 0.125
 def begin_of_history(live_ms: int, history_ms: int) -> int:
     """Where a history of so long, before `live_ms`, begins (epoch ms, UTC).
 
-    A long one begins early in a day, since the days' forecasts take a part of one for a day; an hour
-    after midnight, or the first late event would make minutes of the day before one.
+    A long one begins early in a day, since the days' forecasts take a part of a day for a whole
+    one; an hour after midnight, or late events would make a day of the minutes before it.
     """
     if history_ms < _MOST_HISTORY_MS:
         return live_ms - history_ms
