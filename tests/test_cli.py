@@ -513,6 +513,16 @@ def test_without_a_broker_the_others_exit_3(call: Call, verb: tuple[str, ...]) -
     assert "Traceback" not in err
 
 
+def test_what_is_logged_on_the_way_is_no_output(call: Call) -> None:
+    """A replay waits for a broker for a while, and says so: not where JSON is expected."""
+    away = ("--bootstrap-servers", f"127.0.0.1:{free_port()}", "--set", "kafka.give_up_after=1s")
+
+    code, out, err = call("dlq", "replay", "--json", *away)
+
+    assert (code, out) == (3, "")
+    assert "kafka does not answer" in err
+
+
 @pytest.mark.parametrize(
     "verb", [("tail",), ("lag",), ("dlq", "list"), ("forget", "u1"), ("simulate",)]
 )

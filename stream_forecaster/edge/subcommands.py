@@ -270,7 +270,8 @@ def replay_dead_letters(
             total += records
             status.update(f"{total:,} records sent again")
 
-        outcome = Redelivery(settings, structlog.get_logger("stream_forecaster"), resent).run(plan)
+        log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
+        outcome = Redelivery(settings, log, resent).run(plan)
     if as_json:
         console.print_json(Console(), asdict(outcome))
         return 0
