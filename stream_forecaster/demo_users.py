@@ -36,13 +36,13 @@ _TICK_S = 0.125
 def begin_of_history(live_ms: int, history_ms: int) -> int:
     """Where a history of so long, before `live_ms`, begins (epoch ms, UTC).
 
-    A long one begins early in a day, since the days' forecasts take a part of a day for a whole
-    one; an hour after midnight, or late events would make a day of the minutes before it. Two
-    days have closed when it ends: one to forecast from, and one that has been forecast.
+    A long one is cut so that it begins early in a day, since the days' forecasts take a part of a
+    day for a whole one; an hour after midnight, or late events would make a day of the minutes
+    before it.
     """
     if history_ms < _MOST_HISTORY_MS:
         return live_ms - history_ms
-    return (live_ms - _MOST_HISTORY_MS) // DAY_MS * DAY_MS + HOUR_MS
+    return -(-(live_ms - _MOST_HISTORY_MS) // DAY_MS) * DAY_MS + HOUR_MS
 
 
 class Users:
