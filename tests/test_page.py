@@ -171,6 +171,7 @@ def test_every_panel_of_a_key_shows_data(browser: Browser, site: Site) -> None:
         visit.see("#key-note", "issued Mon 5 Jan")
         expect(page.locator("#intent > div")).to_have_count(6)
         assert _NOTHING not in " ".join(page.locator("#intent dd").all_text_contents())
+        visit.see("#intent", "per minute, of late")
         expect(page.locator("#charts canvas")).to_have_count(3)
         assert visit.painted("#charts canvas")
         expect(page.locator("#experts section")).to_have_count(3)
