@@ -907,6 +907,8 @@ def test_state_inspect_shows_checkpoints_and_a_key(
         r.horizon for r in settings.resolutions
     ]
     assert key in table
+    assert "knows key" not in table
+    assert "none of them knows key nobody\n" in call(*options, "--key", "nobody")[1]
 
 
 def test_state_inspect_of_one_partition(call: Call, finished: tuple[str, Settings]) -> None:

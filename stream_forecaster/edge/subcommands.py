@@ -99,7 +99,10 @@ def inspect_checkpoints(
         console.print_line(out, f"no checkpoint in {settings.state.checkpoint_url}")
         return 0
     out.print(console.state_table(found))
-    for state in (state for state in found if "key" in state):
+    knowing = [state for state in found if "key" in state]
+    if key is not None and not knowing:
+        console.print_line(out, f"none of them knows key {console.harmless(key)}")
+    for state in knowing:
         shown = console.harmless(state["key"]["key"])
         console.print_line(out, f"partition {state['partition']}, key {shown}")
         out.print(console.key_table(state["key"]))
