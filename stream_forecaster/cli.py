@@ -32,7 +32,7 @@ from structlog.typing import FilteringBoundLogger
 
 from stream_forecaster import __version__, asyncapi, plan
 from stream_forecaster.compiled import compile_all
-from stream_forecaster.config import Settings
+from stream_forecaster.config import Log, Settings
 from stream_forecaster.edge import console, logs, topics
 from stream_forecaster.edge.http import Health, HttpServer, stalled_after_s
 from stream_forecaster.edge.kafka import KafkaTransport
@@ -213,9 +213,10 @@ def show_demo(
     seconds: Annotated[float | None, typer.Option(min=0, help="End after so long.")] = None,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
 ) -> None:
-    """A broker, simulated users and the real service on this machine, live in the terminal."""
+    """A broker, simulated users and the real service on this machine, live on a page."""
     from stream_forecaster import demo  # noqa: PLC0415  (a tenth of a second, which no other needs)
 
+    logs.configure(Log(level="warning"), sys.stderr)  # the screen is the board's
     raise typer.Exit(demo.demo(seconds=seconds, browser=browser))
 
 

@@ -55,7 +55,10 @@ class Trials:
     def _burst(self, key: bytes | None) -> str:
         who = key or _SOMEBODY
         self._users.say(lambda now_ms: [_event(who, now_ms, now_ms) for _ in range(_BURST)])
-        return f"{_BURST} events at once: watch the newest bucket, and the surprise."
+        return (
+            f"{_BURST} events of {who.decode('utf-8', 'replace')} at once: watch the newest "
+            "bucket, and the surprise."
+        )
 
     def _late(self, key: bytes | None) -> str:
         who = key or _SOMEBODY

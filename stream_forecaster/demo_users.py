@@ -33,6 +33,18 @@ _MOST_UNREAD = 10_000
 _TICK_S = 0.125
 
 
+def begin_of_history(live_ms: int, history_ms: int) -> int:
+    """Where a history of so long, before `live_ms`, begins (epoch ms, UTC).
+
+    A long one is cut so that it begins early in a day, since the days' forecasts take a part of a
+    day for a whole one; an hour after midnight, or late events would make a day of the minutes
+    before it.
+    """
+    if history_ms < _MOST_HISTORY_MS:
+        return live_ms - history_ms
+    return -(-(live_ms - _MOST_HISTORY_MS) // DAY_MS) * DAY_MS + HOUR_MS
+
+
 class Users:
     """The simulator: history first, then a minute in each second.
 
@@ -54,7 +66,7 @@ class Users:
         fast_ms = _FAST_MS if seconds is None else round(1_000 * seconds * _SPEED)
         history_ms = _MOST_HISTORY_MS if seconds is None else round(seconds * HOUR_MS)
         self._live_ms = now_ms - fast_ms
-        self._begin_ms = self._live_ms - min(history_ms, _MOST_HISTORY_MS)
+        self._begin_ms = begin_of_history(self._live_ms, history_ms)
         self._population = Population(
             seed=_SEED,
             users=_USERS,

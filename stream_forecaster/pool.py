@@ -597,11 +597,13 @@ class Pool:
             yield expert.name, expert
 
     def _mixed(self, slots: Int64) -> Float64:
-        """(M, B, G) the weights of all who have one."""
+        """(M, B, G) the weights of all who have one; the network's where it is asked."""
         weights = self._fusion.weights(slots)
         if not self._lstm:
             return weights
-        share = self._final.weights(slots)
+        share = np.zeros((2, *weights.shape[1:]))
+        asked = self._lstm.asked(slots)
+        share[:, asked] = self._final.weights(slots[asked])
         return np.concatenate([weights * (1 - share.sum(axis=0)), share])
 
     def _column(self, name: str) -> NDArray[Any]:

@@ -513,6 +513,16 @@ def test_without_a_broker_the_others_exit_3(call: Call, verb: tuple[str, ...]) -
     assert "Traceback" not in err
 
 
+def test_what_is_logged_on_the_way_is_no_output(call: Call) -> None:
+    """A replay waits for a broker for a while, and says so: not where JSON is expected."""
+    away = ("--bootstrap-servers", f"127.0.0.1:{free_port()}", "--set", "kafka.give_up_after=1s")
+
+    code, out, err = call("dlq", "replay", "--json", *away)
+
+    assert (code, out) == (3, "")
+    assert "kafka does not answer" in err
+
+
 @pytest.mark.parametrize(
     "verb", [("tail",), ("lag",), ("dlq", "list"), ("forget", "u1"), ("simulate",)]
 )
@@ -562,7 +572,9 @@ def test_lag_is_told_in_records_and_in_time(
     assert (before["records"], row["committed"], row["end"]) == (60, None, 60)
     assert row["oldest"] == rfc3339(hour_ago_ms)
     assert 3_600 <= row["waiting_s"] < 3_700
-    assert table.splitlines()[3].split()[:4] == ["0", "60", "60", rfc3339(hour_ago_ms)]
+    *told, waiting = table.splitlines()[3].split()
+    assert told == ["0", "60", "60", rfc3339(hour_ago_ms)]
+    assert waiting.startswith("1:00:")
     assert between["partitions"] == [
         {"partition": 0, "committed": 60, "end": 60, "records": 0, "oldest": None, "waiting_s": 0.0}
     ]
@@ -895,6 +907,8 @@ def test_state_inspect_shows_checkpoints_and_a_key(
         r.horizon for r in settings.resolutions
     ]
     assert key in table
+    assert "knows key" not in table
+    assert "none of them knows key nobody\n" in call(*options, "--key", "nobody")[1]
 
 
 def test_state_inspect_of_one_partition(call: Call, finished: tuple[str, Settings]) -> None:
@@ -1075,6 +1089,7 @@ def test_dead_letters_are_listed(call: Call, letters: str) -> None:
 
     assert code == 0
     assert table.count("no_key") == 2
+    assert re.search(r"\b0:1\b", table)  # what `dlq show` takes
     assert r"\x1b[31m[red]ü" in table
     assert "\x1b[31m" not in table
     assert [(row["offset"], row["origin"]["offset"]) for row in found] == [(1, 8), (2, 9)]

@@ -14,11 +14,25 @@ from urllib.request import Request, urlopen
 import pytest
 from rich.console import Console
 
+from stream_forecaster.calendar import DAY_MS, HOUR_MS
 from stream_forecaster.demo_board import Board, Readings, sparkline
+from stream_forecaster.demo_users import begin_of_history
 from stream_forecaster.edge.viewers import key_id
 from stream_forecaster.synth import Population
 
 MONDAY_MS = 1_767_571_200_000
+
+
+@pytest.mark.parametrize("past_midnight_ms", [0, 1, 9 * HOUR_MS, DAY_MS - 1])
+def test_a_long_history_begins_early_in_a_day(past_midnight_ms: int) -> None:
+    """So that its first day is nearly a whole one; a day of it, or two at the most."""
+    live_ms = MONDAY_MS + past_midnight_ms
+
+    begin_ms = begin_of_history(live_ms, 2 * DAY_MS)
+
+    assert begin_ms % DAY_MS == HOUR_MS
+    assert DAY_MS <= live_ms - begin_ms + HOUR_MS <= 2 * DAY_MS
+    assert begin_of_history(live_ms, 30 * HOUR_MS) == live_ms - 30 * HOUR_MS
 
 
 class Demo:
@@ -194,6 +208,8 @@ def test_whatever_the_buttons_do_the_sums_hold(start_demo: StartDemo) -> None:
         "garbage": "kept byte for byte",
     }.items():
         assert words in post(url, name, b"steady-0047")
+    with urlopen(f"{url}api/stream?order=active") as page:  # noqa: S310  (likewise)
+        page.readline()  # and is closed in the middle
     (service,) = demo.children()
 
     said = post(url, "kill", b"steady-0047")
@@ -206,6 +222,7 @@ def test_whatever_the_buttons_do_the_sums_hold(start_demo: StartDemo) -> None:
     assert code == 0, said
     assert "The sums hold." in said
     assert re.search(r"[1-9]\d* too_far_ahead, [1-9]\d* too_late", said)
+    assert "http_client" not in said
     assert demo.leaves_nothing()
 
 

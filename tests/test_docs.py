@@ -45,7 +45,7 @@ def anchors(path: Path) -> set[str]:
 def dangling(path: Path, text: str) -> list[str]:
     """Links of a page, with this text, that lead nowhere in the tree."""
     found = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+    for target in re.findall(r"(?:\]\(|<img src=\")([^)\"\s]+)[)\"]", prose(text)):
         if re.match(r"[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")
@@ -165,6 +165,7 @@ def test_the_checks_can_fail() -> None:
         "../README.md#nowhere",
     ]
     assert dangling(page, "[a](../README.md#measured) [b](tutorial.md)") == []
+    assert dangling(page, '<img src="images/gone.png" alt="">') == ["images/gone.png"]
     for line, fault in (
         ("make tea", "make has no target tea"),
         ("stream-forecaster rnu", "no command rnu"),

@@ -171,6 +171,7 @@ def test_every_panel_of_a_key_shows_data(browser: Browser, site: Site) -> None:
         visit.see("#key-note", "issued Mon 5 Jan")
         expect(page.locator("#intent > div")).to_have_count(6)
         assert _NOTHING not in " ".join(page.locator("#intent dd").all_text_contents())
+        visit.see("#intent", "per minute, of late")
         expect(page.locator("#charts canvas")).to_have_count(3)
         assert visit.painted("#charts canvas")
         expect(page.locator("#experts section")).to_have_count(3)
@@ -419,6 +420,31 @@ def test_it_says_when_there_is_nothing_yet(browser: Browser) -> None:
         visit.see("#keys", "first")
         expect(visit.page.locator("#banner")).to_be_hidden()
         assert visit.wrong == []
+
+
+def test_a_process_that_has_just_started_shows_nothing_of_the_one_before(browser: Browser) -> None:
+    """What has been scored is counted since the start: no gauge is left standing."""
+    users = population(20)
+    site = Site(settings(), users.events(START_MS, START_MS + 30 * _MINUTE_MS))
+    with site, _visit(browser, site.url) as visit:
+        gauges = visit.page.locator("#quality .gauge:visible")
+        visit.see("#quality > section >> nth=0", "than the last value")
+        assert gauges.count() >= 2
+        site.stop()
+        site.start()
+        visit.see("#banner", "The worker has restarted")
+        visit.see("#quality > section >> nth=0", "no forecast has come due since the start")
+        expect(gauges).to_have_count(0)
+
+
+def test_before_there_is_a_fan_there_is_no_frame_for_one(browser: Browser) -> None:
+    """Nor a slider, to nowhere; both come with the first key."""
+    with Site(settings()) as site, _visit(browser, site.url) as visit:
+        visit.see("#banner", "Nothing yet")
+        for frame in (".hero", "input[type=range]"):
+            expect(visit.page.locator(f"{frame}:visible")).to_have_count(0)
+        site.write([_event("first", START_MS)])
+        expect(visit.page.locator(".hero canvas")).to_be_visible()
 
 
 def test_it_says_when_the_connection_is_lost_and_when_the_worker_is_back(browser: Browser) -> None:

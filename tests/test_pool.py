@@ -359,14 +359,17 @@ def test_quality_is_of_the_key() -> None:
 # -- the network -----------------------------------------------------------------------------------
 
 
-def _asked_first(most: int) -> tuple[Pool, Opinion]:
-    """The first opinion in which the network has a say, where it answers for so many of four."""
+def _asked_first(most: int, minutes: int = 8) -> tuple[Pool, Opinion]:
+    """The opinion after so many minutes, where the network answers for so many of four keys.
+
+    After eight it is the first one in which the network has a say.
+    """
     resolution = {"step": "1m", "context": 8, "horizon": 7}
     config = parse({"model": {"network_keys": most}, "resolutions": [resolution]})
     learner = Learner([_MINUTE_MS], [8], [7], None, seed=(0,), pace=Pace(every=0))
     learner.shares[:] = 0.3, 0.2
     alone = Alone(config, Seats(learner))
-    for minute in range(8):
+    for minute in range(minutes):
         alone.tell({key: float(minute % (2 + at)) for at, key in enumerate("abcd")})
     return alone.pool, alone.pool.think(np.s_[0:4])
 
@@ -390,6 +393,24 @@ def test_who_is_not_asked_about_has_the_forecast_of_the_pool() -> None:
         ours, theirs = getattr(few, name), getattr(all_of_them, name)
         np.testing.assert_array_equal(ours[~silent], theirs[~silent])
     np.testing.assert_allclose(few.weights.sum(axis=1), 1.0)
+
+
+@pytest.mark.parametrize(("most", "share"), [(0, 0.5), (2, 0.25)])
+def test_in_the_mean_the_network_weighs_what_it_is_asked_for(most: int, share: float) -> None:
+    """Not what it would weigh if it had been asked about every key."""
+    pool, _ = _asked_first(most)
+
+    mean = pool.mean_weights()
+
+    assert mean[-2:].sum() == pytest.approx(share)
+    assert mean.sum() == pytest.approx(1.0)
+
+
+def test_who_is_too_young_to_be_asked_about_carries_nothing() -> None:
+    """Nor does the network appear to carry a resolution before it has spoken there."""
+    pool, _ = _asked_first(0, minutes=3)
+
+    assert pool.mean_weights()[-2:].tolist() == [0.0, 0.0]
 
 
 @given(seed=st.integers(0, 2**32 - 1), keys=st.integers(0, 3))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -147,8 +148,7 @@ def letter_table(letters: Iterable[tuple[StoredRecord, DeadLetter]]) -> Table:
     """Dead letters, one a line."""
     rows = (
         (
-            record.partition,
-            record.offset,
+            f"{record.partition}:{record.offset}",
             letter.reason or "?",
             f"{letter.topic}/{letter.partition}:{letter.offset}" if letter.topic else "",
             _time(record.time_ms),
@@ -158,7 +158,7 @@ def letter_table(letters: Iterable[tuple[StoredRecord, DeadLetter]]) -> Table:
         )
         for record, letter in letters
     )
-    columns = ("partition", "offset", "reason", "origin", "time", "replays", "key", "begins with")
+    columns = ("place", "reason", "origin", "time", "replays", "key", "begins with")
     return table(columns, rows)
 
 
@@ -213,6 +213,11 @@ def _time(time_ms: int | None) -> str | None:
     return rfc3339(time_ms)
 
 
+def _span(seconds: float | None) -> str | None:
+    """0:00:03, 1 day, 17:35:12."""
+    return None if seconds is None else str(timedelta(seconds=int(seconds)))
+
+
 class Bar:
     """How far work is, on standard error: a bar on a terminal, elsewhere nothing."""
 
@@ -249,11 +254,11 @@ def lag_table(lags: Iterable[Lag], now_ms: int) -> Table:
             each.end,
             each.records,
             _time(each.oldest_ms) if each.records else None,
-            each.waiting_s(now_ms),
+            _span(each.waiting_s(now_ms)),
         )
         for each in lags
     ]
-    columns = ("partition", "committed", "end", "unread", "oldest of them", "waiting s")
+    columns = ("partition", "committed", "end", "unread", "oldest of them", "waiting")
     return table(columns, rows)
 
 

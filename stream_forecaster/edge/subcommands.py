@@ -99,7 +99,10 @@ def inspect_checkpoints(
         console.print_line(out, f"no checkpoint in {settings.state.checkpoint_url}")
         return 0
     out.print(console.state_table(found))
-    for state in (state for state in found if "key" in state):
+    knowing = [state for state in found if "key" in state]
+    if key is not None and not knowing:
+        console.print_line(out, f"none of them knows key {console.harmless(key)}")
+    for state in knowing:
         shown = console.harmless(state["key"]["key"])
         console.print_line(out, f"partition {state['partition']}, key {shown}")
         out.print(console.key_table(state["key"]))
@@ -270,7 +273,8 @@ def replay_dead_letters(
             total += records
             status.update(f"{total:,} records sent again")
 
-        outcome = Redelivery(settings, structlog.get_logger("stream_forecaster"), resent).run(plan)
+        log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
+        outcome = Redelivery(settings, log, resent).run(plan)
     if as_json:
         console.print_json(Console(), asdict(outcome))
         return 0

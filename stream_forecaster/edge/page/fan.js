@@ -29,6 +29,7 @@ export class Fan {
     this.slider.addEventListener("input", () => this.#scrub());
     this.verdict = make("output");
     this.scrubber = make("div", "scrub", this.slider, this.verdict);
+    this.scrubber.hidden = true;
     this.plot = make("div", "plot");
     this.plot.setAttribute("role", "img");
     this.tip = make("div", "tip");

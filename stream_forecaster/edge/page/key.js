@@ -42,7 +42,7 @@ export function showKey(key) {
   const { quality, intent } = forecast;
   write($("#key-note"), `${number(quality.observations)} events, the newest ${time(key.seen_ms)} · partition ${key.partition}${key.partitions > 1 ? ` and ${key.partitions - 1} others` : ""} · ${key.published ? `issued ${time(Date.parse(forecast.issued_at))}` : "as the state has it; the next hop publishes"}`);
   badges(quality);
-  showNumbers(intent, quality);
+  showNumbers(intent, quality, `per ${step(forecast.resolutions[0].step_s)}`);
   forecast.resolutions.forEach((resolution, r) => {
     charts[r] ??= addChart(r);
     charts[r].update(key.windows[r], resolution, pastOf(key.id, resolution.step_s), key.bands);
@@ -59,9 +59,9 @@ function badges(quality) {
   $("#badges").replaceChildren(...found.map(([name, kind]) => make("span", `badge ${kind}`, name)));
 }
 
-function showNumbers(intent, quality) {
-  tile("Short-term level", number(intent.short_term), "a bucket, of late");
-  tile("Long-term level", number(intent.long_term), "a bucket, as a rule");
+function showNumbers(intent, quality, per) {
+  tile("Short-term level", number(intent.short_term), `${per}, of late`);
+  tile("Long-term level", number(intent.long_term), `${per}, as a rule`);
   tile("Momentum", signed(intent.momentum), intent.momentum > 0.1 ? "rising" : intent.momentum < -0.1 ? "fading" : "as usual", intent.momentum / 2);
   tile("Surprise", signed(intent.surprise), "expected errors off", intent.surprise / 6);
   tile("Skill", quality.skill === null ? "–" : `${signed(Math.round(100 * quality.skill))} %`, "against the last value");

@@ -32,6 +32,7 @@ const stream = new Stream(
       heardMs = answer.at_ms;
       empty = answer.watermark_ms === null;
       showOverview(answer);
+      reveal();
       tell();
     },
     keys(answer) {
@@ -86,11 +87,17 @@ function chooseHero(answer) {
   ask();
 }
 
+/** No frame without a picture: the overview when there is one, the fan when there is a key. */
+function reveal() {
+  $("#overview").hidden = key !== null || begun === null;
+  $(".hero").hidden = empty;
+  $("#key").hidden = key === null;
+}
+
 function route() {
   const found = /^#\/key\/([\w-]*)$/.exec(location.hash);
   key = found ? found[1] : null;
-  $("#overview").hidden = key !== null;
-  $("#key").hidden = key === null;
+  reveal();
   if (key === null) document.title = "stream_forecaster";
   else forgetKey(key);
   for (const link of document.querySelectorAll("#keys a")) {

@@ -22,8 +22,8 @@ export function showOverview(o) {
   write($("#event-time"), known ? time(o.watermark_ms) : "");
   write($("#behind"), known ? `${span(behind)} behind the clock` : "");
   const h = o.history;
-  tile("Events a second", number(newest(h.events)), `${number(o.events)} counted`, h.events);
-  tile("Forecasts a second", number(newest(h.forecasts)), `${number(o.forecasts)} published`, h.forecasts);
+  tile("Events a second", number(newest(h.events)), `${number(o.events)} since the start`, h.events);
+  tile("Forecasts a second", number(newest(h.forecasts)), `${number(o.forecasts)} since the start`, h.forecasts);
   tile("Lag", number(o.lag), "records not read yet", h.lag);
   tile("Watermark", known ? span(behind) : "–", "behind the clock", h.behind_s);
   tile("Keys", number(o.keys), o.keys ? `${bytes(o.state_bytes / o.keys)} each` : "none yet");
@@ -70,7 +70,7 @@ function showQuality(of, weights) {
   const better = Math.round(100 * (of.skill ?? 0));
   write(card.skill, of.scored ? `${Math.abs(better)} %` : "–");
   card.skill.classList.toggle("worse", better < 0);
-  write(card.said, of.scored ? `${better < 0 ? "worse" : "better"} than the last value` : "no forecast has come due yet");
+  write(card.said, of.scored ? `${better < 0 ? "worse" : "better"} than the last value` : "no forecast has come due since the start");
   card.said.title = of.scored ? `over ${number(of.scored)} forecasts that came due of late` : "";
   card.head.hidden = !of.scored;
   bars(card.errors, (of.errors ?? []).map((e) => ({ name: e.name === "published" ? "published" : e.label, value: e.ratio, ours: e.name === "published" })), 1.25);
@@ -81,6 +81,7 @@ function showQuality(of, weights) {
 /** Coverage against its target: the bar should end at the mark. */
 function gauges(place, coverage) {
   while (place.children.length < coverage.length) place.append(make("div", "gauge", make("span"), make("div", "track", make("i"), make("u")), make("b")));
+  [...place.children].forEach((gauge, i) => (gauge.hidden = i >= coverage.length));
   coverage.forEach(({ level, share }, i) => {
     const [name, track, value] = place.children[i].children;
     write(name, `${nominal(level)} interval`);
