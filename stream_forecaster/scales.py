@@ -11,10 +11,13 @@ each of them every bucket that ends there is closed, finest first; then all reso
 
 A forecast of an hour is judged as it was published on the hour. What is published of it later, a
 minute at a time, is the same path with what has come since, and is not judged.
+
+Before an hour has closed its pool knows nothing, and of the first one often only a part. Until a
+second one has closed, hours are said to go on as minutes will on the whole.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +42,9 @@ Int64 = NDArray[np.int64]
 
 _SILENT_CONTEXTS = 5
 """A silence is closed bucket by bucket for so many contexts; a longer one counts as that long."""
+
+_YOUNG = 2
+"""With fewer closed buckets a resolution does not speak for itself: the first may be a part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,7 @@ class Scales:
         self._table, self._calendar, self.learner = table, calendar, learner
         self._resolutions = settings.resolutions
         self._is_count = settings.input.aggregate == "count"
+        self._is_mean = settings.input.aggregate == "mean"
         seats = Seats(learner) if learner else None
         self.pools = tuple(
             Pool(table, calendar, resolution, settings, seats) for resolution in self._resolutions
@@ -119,7 +126,7 @@ class Scales:
             table,
             self._resolutions,
             is_count=self._is_count,
-            is_mean=settings.input.aggregate == "mean",
+            is_mean=self._is_mean,
         )
         self._fresh: list[int] = []  # the resolutions that closed a bucket at the newest boundary
         levels = len(settings.output.quantiles)
@@ -172,11 +179,12 @@ class Scales:
         """Forecast every key at the hop, a run of slots at a time; go through it to the end."""
         steps = steps_at(hop_ms, self._calendar, self._resolutions)
         fresh = {r: self.pools[r] for r in self._fresh}
+        ages = [pool.window.oldest for pool in self.pools]
         for pool in fresh.values():
             pool.look()
         for rows in chunks(self._table.size):
             opinions = {r: pool.think(rows) for r, pool in fresh.items()}
-            means, observed = self._means(rows, opinions), self._agreement.observed(rows)
+            means, observed = self._means(rows, opinions, ages), self._agreement.observed(rows)
             if len(self.pools) > 1:
                 means = self._agreement.agree(
                     rows, steps, means, self._errors(rows, means), observed
@@ -255,11 +263,22 @@ class Scales:
 
     # -- issue -----------------------------------------------------------------------------------
 
-    def _means(self, rows: slice, opinions: Mapping[int, Opinion]) -> list[Float64]:
-        """R times (B, H) what each resolution says by itself, now or when its bucket closed."""
+    def _means(
+        self, rows: slice, opinions: dict[int, Opinion], ages: Sequence[int]
+    ) -> list[Float64]:
+        """R times (B, H) what each resolution says by itself, now or when its bucket closed.
+
+        Opinions of one too young for it, by the R `ages` in buckets, are replaced.
+        """
         means = [opinions[0].mean]
         for r, (pool, standing) in enumerate(zip(self.pools[1:], self._standing, strict=True), 1):
-            if r in opinions:
+            if ages[r] < _YOUNG:
+                thought = opinions[r] if r in opinions else pool.think(rows)
+                thought, said = self._from_finer(r, opinions[0], thought, ages[r])
+                if r in opinions:
+                    opinions[r] = thought
+                standing.keep(rows, said)
+            elif r in opinions:
                 standing.keep(rows, pool.statement(opinions[r]))
             mean = standing.mean(rows)
             unsaid = np.flatnonzero(np.isnan(mean[:, 0]) & self._table.live[rows])
@@ -269,6 +288,20 @@ class Scales:
                 mean = standing.mean(rows)
             means.append(mean)
         return means
+
+    def _from_finer(
+        self, r: int, finest: Opinion, thought: Opinion, age: int
+    ) -> tuple[Opinion, Statement]:
+        """What resolution `r` thinks and says if it goes on as the finer one will on the whole."""
+        pool, finer = self.pools[r], self.pools[r - 1]
+        told = self._standing[r - 2].statement(finest.slots) if r > 1 else finer.statement(finest)
+        each = 1.0 if self._is_mean else pool.resolution.step_ms / finer.resolution.step_ms
+        level = each * told.mean.mean(axis=1, keepdims=True)
+        thought = replace(thought, mean=np.repeat(level, pool.resolution.horizon, axis=1))
+        if self._is_count or age > 0:  # it knows what errors to expect
+            return thought, pool.statement(thought)
+        around = each * (told.quantiles - told.mean[..., None]).mean(axis=1, keepdims=True)
+        return thought, Statement(thought.mean, thought.mean[..., None] + around, thought.weights)
 
     def _errors(self, rows: slice, means: list[Float64]) -> list[Float64]:
         """R times (B, H) what errors to expect of means; of counts (B, 1), which will do."""

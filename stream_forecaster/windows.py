@@ -87,6 +87,11 @@ class Window:
         table.add(f"{self._name}.span_total", dtype=np.float64)
         table.add(f"{self._name}.span_count", dtype=np.float64)
 
+    @property
+    def oldest(self) -> int:
+        """Closed buckets of the key that has most of them; at most 0: there are none."""
+        return self.closed - int(self._column("first").min(initial=self.closed))
+
     def begin(self, time_ms: int) -> None:
         """Open the bucket of `time_ms` as the first one."""
         self.closed = int(self._calendar.index(time_ms, self.step_ms))

@@ -339,6 +339,7 @@ def test_what_finer_steps_do_not_reach_stands_until_the_next_boundary(
         published = told.tell(events)
         if not told.elapsed(1):
             stood = {key: paths[1] for key, paths in published.items()}
+        if told.minute < 10 or not told.elapsed(1):  # until two have closed none stands
             continue
         reached = -(-(told.elapsed(1) + horizon) // 5)  # in part or to its end
         for key, paths in published.items():
@@ -487,6 +488,27 @@ def test_after_a_silence_minutes_add_up_again(aggregate: str, minutes: int) -> N
                 total = told.observed(key, r) + paths[0].mean[0, :left].sum()
                 assert paths[r].mean[0, 0] == pytest.approx(total, rel=1e-9, abs=1e-9)
         published = told.tell(events)
+
+
+@pytest.mark.parametrize("aggregate", ["count", "sum", "mean"])
+def test_before_a_bucket_has_closed_coarse_paths_go_on_as_finer_ones_do(aggregate: str) -> None:
+    """On the whole, with intervals around them."""
+    told, compared = Told(aggregate, (*_TWO, ("15m", 2, 3))), 0
+    fives_each, quarters_each = (1, 1) if aggregate == "mean" else (5, 3)
+    for events in _busy(aggregate, 14, seed=0):
+        published = told.tell(events)
+        _assert_fit_to_publish(published)
+        for minutes, fives, quarters in published.values():
+            if told.minute < 5:
+                level = fives_each * minutes.mean[0].mean()
+                assert fives.mean[0, -1] == pytest.approx(level, rel=1e-6)
+                assert quarters.mean[0, -1] == pytest.approx(quarters_each * level, rel=1e-6)
+            for path in (fives, quarters) if told.minute < 5 else (quarters,):
+                (low, _, high), mean = path.quantiles[0, 1:].T, path.mean[0, 1:]
+                assert (low < high).all()
+                assert ((low <= mean) & (mean <= high)).all()
+                compared += 1
+    assert compared > 30
 
 
 # -- who comes and goes ------------------------------------------------------------------------
