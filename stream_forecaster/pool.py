@@ -169,9 +169,14 @@ class Pool:
         self._distribution = NegativeBinomial(levels, buckets) if is_count else None
         self._regression: QuantileRegression | None = None
         if not is_count:
-            shape, step_ms = (buckets, len(self.experts)), self.resolution.step_ms
             self._regression = QuantileRegression(
-                table, name, self._calendar, step_ms, levels, shape
+                table,
+                name,
+                self._calendar,
+                self.resolution.step_ms,
+                levels,
+                self._horizons,
+                experts=len(self.experts),
             )
         members = 1 + is_count + has_network
         self._mixture = Mixture(table, name, levels, buckets, members=members, is_count=is_count)
