@@ -41,8 +41,9 @@ _PRIOR_BUCKETS = 20.0
 _RATE = 0.02
 _LARGEST = 100.0
 """Residuals count for at most so many units: one burst must not blow up a key's widths."""
-_SHARPNESS = 1.0
-"""Of the mixture: pinball losses of members differ by a few percent, squared errors by more."""
+_SHARPNESS, _COUNT_SHARPNESS = 2.0, 1.0
+"""Of the mixture: pinball losses of members differ by a few percent, squared errors by more. Of
+real values the network's are the worse ones as a rule, and at 1 keep too much of a say."""
 _SHIFT_RATE = 0.01
 _NO_COUNT = 1e-9
 """As for `agreement.moved_along`: so little is nothing to scale by."""
@@ -157,8 +158,9 @@ class Mixture:
         is_count: bool,
     ) -> None:
         self._levels, self._is_count = np.array(levels), is_count
+        sharpness = _COUNT_SHARPNESS if is_count else _SHARPNESS
         self._weights = ExponentialWeights(
-            table, f"{prefix}.mixture", members, buckets, sharpness=_SHARPNESS
+            table, f"{prefix}.mixture", members, buckets, sharpness=sharpness
         )
         self._shift = np.zeros((buckets, len(levels)))  # in expected errors
 

@@ -1,9 +1,9 @@
 """What was said of every key and has not come true yet.
 
-Theory of operation. Horizon buckets end at 1, 2, 4, ... H, and each is represented by its middle,
-h[g]: learning from all its steps is no better, and from its last one clearly worse. Of bucket g
-exactly h[g] forecasts are under way, in a ring: what was issued at bucket i sits at i % h[g], and
-is read, h[g] buckets later, just before it is overwritten.
+Theory of operation. Horizon buckets end at 1, 2, 4, ... steps, then at 1, 2, 4, ... days, and at H.
+Each is represented by its middle, h[g]: learning from all its steps is no better, and from its last
+one clearly worse. Of bucket g exactly h[g] forecasts are under way, in a ring: what was issued at
+bucket i sits at i % h[g], and is read, h[g] buckets later, just before it is overwritten.
 
     bucket closed   7   8   9  10  11        h[g] = 4
     issued at       7   8   9  10  11        ring position  3 0 1 2 3

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stream_forecaster import experts
 from stream_forecaster.agreement import moved_along
 from stream_forecaster.baselines import seasonal_naive
-from stream_forecaster.calendar import Calendar
+from stream_forecaster.calendar import DAY_MS, Calendar
 from stream_forecaster.calibration import Calibration, Mixture
 from stream_forecaster.compiled import compiled
 from stream_forecaster.config import Resolution, Settings
@@ -124,7 +124,8 @@ class Pool:
         self._baselines = seasonal_naive(calendar, self.window)
         self._names = tuple(expert.name for expert in self._experts)
         growth = _LEAN_GROWTH if self._is_lean else 2
-        ends, self._horizons = horizon_buckets(resolution.horizon, growth)
+        day = max(DAY_MS // resolution.step_ms, 1)
+        ends, self._horizons = horizon_buckets(resolution.horizon, growth, day)
         self._ahead = np.arange(1, resolution.horizon + 1)
         self.bucket = np.searchsorted(ends, self._ahead)
         self._name = f"pool.{resolution.step_ms}"
@@ -168,9 +169,14 @@ class Pool:
         self._distribution = NegativeBinomial(levels, buckets) if is_count else None
         self._regression: QuantileRegression | None = None
         if not is_count:
-            shape, step_ms = (buckets, len(self.experts)), self.resolution.step_ms
             self._regression = QuantileRegression(
-                table, name, self._calendar, step_ms, levels, shape
+                table,
+                name,
+                self._calendar,
+                self.resolution.step_ms,
+                levels,
+                self._horizons,
+                experts=len(self.experts),
             )
         members = 1 + is_count + has_network
         self._mixture = Mixture(table, name, levels, buckets, members=members, is_count=is_count)
@@ -610,17 +616,30 @@ class Pool:
         return self._table[f"{self._name}.{name}"]
 
 
-def horizon_buckets(horizon: int, growth: int = 2) -> tuple[Int64, Int64]:
+def horizon_buckets(horizon: int, growth: int = 2, day: int = 1) -> tuple[Int64, Int64]:
     """The last step of each of G horizon buckets, and its middle, which represents it.
+
+    One ends a day ahead, and none that has other steps is represented by whole days: so far ahead
+    the last value is of the same hour, and better than it is anywhere else in the bucket.
+
+    Args:
+        horizon: steps ahead.
+        growth: a bucket ends at most so many times as far ahead as the one before.
+        day: steps in a day.
 
     >>> [part.tolist() for part in horizon_buckets(24)]
     [[1, 2, 4, 8, 16, 24], [1, 2, 3, 6, 12, 20]]
+    >>> [part.tolist() for part in horizon_buckets(96, day=24)]
+    [[1, 2, 4, 8, 16, 24, 48, 96], [1, 2, 3, 6, 12, 20, 36, 60]]
     >>> [part.tolist() for part in horizon_buckets(24, 8)]
     [[1, 8, 24], [1, 5, 16]]
     """
-    powers = [growth**i for i in range(horizon.bit_length()) if growth**i < horizon]
-    ends = np.array([*powers, horizon], np.int64)
-    return ends, (np.concatenate([[0], ends[:-1]]) + 1 + ends) // 2
+    powers = [growth**i for i in range(max(horizon, day).bit_length())]
+    ends = [*(p for p in powers if p < day), *(day * p for p in powers)]
+    end = np.array([*(e for e in ends if e < horizon), horizon], np.int64)
+    first = np.concatenate([[0], end[:-1]]) + 1
+    middle = (first + end) // 2
+    return end, np.where(middle % day, middle, np.maximum(middle - day // 2, first))
 
 
 def chunks(size: int) -> Iterator[slice]:

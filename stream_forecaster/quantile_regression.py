@@ -12,8 +12,9 @@ so are the quantiles, and the more they disagree, the wider. For horizon bucket 
 * `beta` is pooled too, by recursive least squares on the working response of a log-linear scale
   (Fisher scoring; the errors' sizes count as exponential).
 * the phase factor is a key's own: how large its errors are at this hour of the day, or on this day
-  of the week where steps are days, beside their size at all hours. It is updated when all horizons
-  have learned: the errors of one moment are alike, so it must not foretell what it is made of.
+  of the week where steps are days, beside their size at all hours. There are two, one for the next
+  steps and one for those further ahead, where errors have other hours. They are updated when all
+  horizons have learned: the errors of one moment are alike, so none must foretell what it is of.
 
 Crossing is removed outwards from the median. Counts do without: of small numbers the rounded
 quantiles of the mixture are better.
@@ -49,6 +50,8 @@ _TRUSTED = 300.0
 """Landed forecasts of a bucket after which it is believed by half."""
 _PHASE_RATE = 0.08
 _LEAST_FACTOR = 0.1
+_NEXT_STEPS = 4
+"""Their errors' hours are not those of steps further ahead; of each bucket alone there are few."""
 _FARTHEST_EXPERT, _FARTHEST_TRUTH = 6.0, 12.0
 """In sigmas: beyond, a deviation has nothing more to say."""
 _BEGIN = np.array([0.0, 1.0, 0.0])
@@ -58,14 +61,16 @@ _BEGIN = np.array([0.0, 1.0, 0.0])
 class QuantileRegression:
     """The quantiles of all slots, G horizon buckets and Q levels."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what a regression is made of)
         self,
         table: KeyTable,
         prefix: str,
         calendar: Calendar,
         step_ms: int,
         levels: tuple[float, ...],
-        shape: tuple[int, int],
+        horizons: Int64,
+        *,
+        experts: int,
     ) -> None:
         """Add a column to `table`: the phase factors.
 
@@ -75,7 +80,8 @@ class QuantileRegression:
             calendar: of the input's time zone.
             step_ms: bucket width.
             levels: Q of them, ascending.
-            shape: G horizon buckets, M experts.
+            horizons: (G,) steps ahead, one for each horizon bucket.
+            experts: M.
         """
         self._table, self._column = table, f"{prefix}.phase"
         self._calendar, self._step_ms = calendar, step_ms
@@ -83,14 +89,15 @@ class QuantileRegression:
             (DAY_MS, HOUR_MS) if step_ms < DAY_MS else (WEEK_MS, DAY_MS)
         )
         phases = self._period_ms // self._width_ms
-        table.add(self._column, (phases,), dtype=np.float32, fill=1.0)
+        self._is_far = (horizons > _NEXT_STEPS).astype(np.int64)
+        table.add(self._column, (2, phases), dtype=np.float32, fill=1.0)
         self._levels = np.array(levels)
         self._tail = np.minimum(self._levels, 1 - self._levels)
         self._middle = int(np.argmin(np.abs(self._levels - 0.5)))
         # A normal distribution whose mean absolute value is one.
         normal = np.array([NormalDist().inv_cdf(q) * np.sqrt(np.pi / 2) for q in levels])
         self._kernel = 0.2 * (0.5 + np.abs(normal))  # (Q,) half widths
-        (buckets, experts), q = shape, len(levels)
+        buckets, q = len(horizons), len(levels)
         self._theta = np.zeros((buckets, q, 1 + experts))
         self._theta[:, :, 0] = normal
         self._gradient = np.zeros_like(self._theta)
@@ -100,7 +107,8 @@ class QuantileRegression:
         self._beta = np.tile(_BEGIN, (buckets, 1))
         self._scale_gram, self._scale_cross = np.zeros((buckets, 3, 3)), np.zeros((buckets, 3))
         self._scale_landed = np.zeros(buckets)
-        self._errors: list[tuple[Int64, Float64]] = []  # of this bucket: slots, |error| / size
+        # Of this bucket, the next steps' and those of steps further ahead: slots, |error| / size.
+        self._errors: tuple[list[tuple[Int64, Float64]], ...] = ([], [])
 
     def learn(
         self,
@@ -134,20 +142,23 @@ class QuantileRegression:
         near = (np.abs(error) < self._kernel).mean(axis=0) / (2 * self._kernel)
         rate = np.clip(1 / self._landed[bucket], 0.003, 0.05)
         self._density[bucket] += rate * (near - self._density[bucket])
-        self._learn_scale(bucket, told, log_scale, np.abs(truth - path) / size)
-        self._errors.append((slots, np.minimum(np.abs(truth - path) / size, 5.0)))
+        missed = np.abs(truth - path) / size
+        self._learn_scale(bucket, told, log_scale, missed)
+        self._errors[self._is_far[bucket]].append((slots, np.minimum(missed, 5.0)))
 
     def settle(self, index: int) -> None:
         """Bucket `index` has been learned of: update the phase factors, and solve now and then."""
-        if self._errors:
-            slots, errors = (np.concatenate(part) for part in zip(*self._errors, strict=True))
+        phase = int(self._phase(np.array([index]))[0])
+        for is_far, landed in enumerate(self._errors):
+            if not landed:
+                continue
+            slots, errors = (np.concatenate(part) for part in zip(*landed, strict=True))
             total, count = np.zeros((2, self._table.size))
             np.add.at(total, slots, errors)
             np.add.at(count, slots, 1.0)
-            seen = np.flatnonzero(count)
-            column, phase = self._table[self._column], int(self._phase(np.array([index]))[0])
-            column[seen, phase] += _PHASE_RATE * (total[seen] / count[seen] - column[seen, phase])
-            self._errors.clear()
+            seen, factor = np.flatnonzero(count), self._table[self._column][:, is_far, phase]
+            factor[seen] += _PHASE_RATE * (total[seen] / count[seen] - factor[seen])
+            landed.clear()
         if index % _SOLVE_EVERY == 0:
             for bucket in np.flatnonzero(self._landed > _FEWEST).tolist():
                 self._solve(bucket)
@@ -220,7 +231,8 @@ class QuantileRegression:
 
         Path and size are (B, ...), predictions (M, B, ...).
         """
-        factor = self._table[self._column][slots][:, self._phase(index)].astype(np.float64)
+        factors, is_far = self._table[self._column][slots], self._is_far[bucket]
+        factor = factors[:, is_far, self._phase(index)].astype(np.float64)
         factor = np.maximum(factor, _LEAST_FACTOR).reshape(path.shape)
         disagreement = np.abs(np.nan_to_num(predictions - path)).mean(axis=0) / size
         told = np.stack([np.ones_like(path), np.log(factor), np.log(disagreement + 0.05)], axis=-1)

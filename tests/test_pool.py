@@ -326,22 +326,42 @@ def test_a_drift_makes_fusion_and_calibration_forget() -> None:
     assert 0.09 * widths < coins.widths() < 0.12 * widths
 
 
-@given(horizon=st.integers(1, 1000), growth=st.sampled_from([2, 8]))
-def test_horizon_buckets_cover_the_horizon(horizon: int, growth: int) -> None:
+_horizon, _growth = st.integers(1, 1000), st.sampled_from([2, 8])
+_day = st.sampled_from([1, 2, 3, 4, 6, 12, 24, 48, 96, 1440])
+
+
+@given(horizon=_horizon, growth=_growth, day=_day)
+def test_horizon_buckets_cover_the_horizon(horizon: int, growth: int, day: int) -> None:
     """Each ends up to so many times as far as the one before; the last is the end."""
-    ends = horizon_buckets(horizon, growth)[0].tolist()
+    ends = horizon_buckets(horizon, growth, day)[0].tolist()
     assert ends[0] == 1
     assert ends[-1] == horizon
     assert all(a < b <= growth * a for a, b in pairwise(ends))
+    assert day in ends or day > horizon
 
 
-@given(horizon=st.integers(1, 1000))
-def test_a_horizon_bucket_is_represented_by_its_middle_step(horizon: int) -> None:
-    """As many of its steps lie below as above, or one more above."""
-    ends, middles = horizon_buckets(horizon)
+@given(horizon=_horizon, growth=_growth, day=_day)
+def test_a_horizon_bucket_is_represented_by_its_middle_step(
+    horizon: int, growth: int, day: int
+) -> None:
+    """As many of its steps lie below as above, or one more above; but never by whole days."""
+    ends, middles = (of.tolist() for of in horizon_buckets(horizon, growth, day))
     for begin, middle, end in zip([0, *ends], middles, ends, strict=False):
-        below, above = middle - begin - 1, end - middle
-        assert 0 <= above - below <= 1
+        assert begin < middle <= end
+        if day == 1 or (begin + 1 + end) // 2 % day:
+            assert 0 <= end - middle - (middle - begin - 1) <= 1
+        else:
+            assert middle % day or end - begin == 1
+
+
+@given(horizon=_horizon, growth=_growth, more=st.integers(0, 1000))
+def test_horizon_buckets_within_a_day_are_as_if_there_were_none(
+    horizon: int, growth: int, more: int
+) -> None:
+    """What is forecast up to a day ahead does not hang on how many steps that is."""
+    of_a_day = horizon_buckets(horizon, growth, horizon + more)
+    for one, other in zip(of_a_day, horizon_buckets(horizon, growth), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_quality_is_of_the_key() -> None:

@@ -15,7 +15,8 @@ from stream_forecaster.quantile_regression import QuantileRegression
 Float64 = NDArray[np.float64]
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
-_KEYS, _EXPERTS, _BUCKETS = 20, 3, 2
+_KEYS, _EXPERTS = 20, 3
+_HORIZONS = np.array([1, 12])
 _FIRST = 483_168  # an hour of February 2025
 _ONE = np.ones(_KEYS)
 _ALL = np.arange(_KEYS)
@@ -24,7 +25,8 @@ _ALL = np.arange(_KEYS)
 def _regression(step_ms: int = HOUR_MS) -> QuantileRegression:
     table = KeyTable()
     table.intern([b"%d" % i for i in range(_KEYS)], np.zeros(_KEYS, np.int64))
-    return QuantileRegression(table, "p", Calendar("UTC"), step_ms, LEVELS, (_BUCKETS, _EXPERTS))
+    calendar = Calendar("UTC")
+    return QuantileRegression(table, "p", calendar, step_ms, LEVELS, _HORIZONS, experts=_EXPERTS)
 
 
 def _say(
@@ -120,6 +122,27 @@ def test_an_hour_of_large_errors_is_known_for_it() -> None:
     assert widths[loud].mean() / widths[~loud].mean() == pytest.approx(4, rel=0.2)
     for part in (inside[loud], inside[~loud]):
         assert part.mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_hours_that_are_hard_to_foretell_far_ahead_may_be_easy_from_nearby() -> None:
+    """Each of both has its own hours of large errors."""
+    regression, rng = _regression(), np.random.default_rng(0)
+    path, told = np.full(_KEYS, 50.0), np.full((_EXPERTS, _KEYS), 50.0)
+    for index in range(_FIRST, _FIRST + 24 * 60):
+        loud = 0 if index % 24 < 12 else 1
+        for bucket in (0, 1):
+            size = 1.6 if bucket == loud else 0.4
+            truth = path + size * rng.normal(size=_KEYS)
+            regression.learn(bucket, _ALL, index, truth, (path, _ONE, told))
+        regression.settle(index)
+    morning, evening = _FIRST // 24 * 24 + np.array([6, 18])
+    said = path[:, None], _ONE[:, None], told[:, :, None]
+    for bucket, ratio in ((0, 4), (1, 1 / 4)):
+        widths = [
+            np.ptp(regression.quantiles(_ALL, np.array([i]), said, np.array([bucket])))
+            for i in (morning, evening)
+        ]
+        assert widths[0] / widths[1] == pytest.approx(ratio, rel=0.3)
 
 
 def test_where_experts_disagree_the_quantiles_are_wider() -> None:
