@@ -29,7 +29,8 @@ from stream_forecaster.scales import Scales
 from stream_forecaster.shard import learner_for
 
 _START_MS = 1_767_571_200_000  # 2026-01-05, a Monday
-_WARM_UP_HOPS = 40
+_WARM_UP_HOPS = 125
+"""Two hours have closed then, and speak for themselves."""
 _HIDDEN = 48
 
 _BARE = "bare LSTM"

@@ -45,6 +45,8 @@ _SILENT_CONTEXTS = 5
 
 _YOUNG = 2
 """With fewer closed buckets a resolution does not speak for itself: the first may be a part."""
+_FOLLOWED = 4
+"""Until then it follows its finer one once in so many of the finest buckets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,37 +270,48 @@ class Scales:
     ) -> list[Float64]:
         """R times (B, H) what each resolution says by itself, now or when its bucket closed.
 
-        Opinions of one too young for it, by the R `ages` in buckets, are replaced.
+        Those that are too young for it, by the R `ages` in buckets, follow their finer ones now and
+        then, and their opinions are replaced.
         """
-        means = [opinions[0].mean]
+        means, spoke = [opinions[0].mean], self.pools[0].window.closed % _FOLLOWED == 0
         for r, (pool, standing) in enumerate(zip(self.pools[1:], self._standing, strict=True), 1):
-            if ages[r] < _YOUNG:
-                thought = opinions[r] if r in opinions else pool.think(rows)
-                thought, said = self._from_finer(r, opinions[0], thought, ages[r])
-                if r in opinions:
-                    opinions[r] = thought
-                standing.keep(rows, said)
-            elif r in opinions:
+            is_young = ages[r] < _YOUNG
+            if r in opinions and not is_young:
                 standing.keep(rows, pool.statement(opinions[r]))
             mean = standing.mean(rows)
-            unsaid = np.flatnonzero(np.isnan(mean[:, 0]) & self._table.live[rows])
-            if len(unsaid):  # newcomers
-                slots = rows.start + unsaid
-                standing.keep(slots, pool.statement(pool.think(slots)))
+            spoke = r in opinions or (is_young and spoke)
+            is_new = np.isnan(mean[:, 0]) & self._table.live[rows]
+            asked = np.flatnonzero(is_new | (is_young and spoke))
+            if len(asked):
+                slots = rows.start + asked
+                thought = opinions[r] if r in opinions else pool.think(slots)
+                if is_young:
+                    finest = self.pools[0].some(opinions[0], asked, slots)
+                    is_judged = r in opinions or ages[r] > 0
+                    thought, said = self._from_finer(r, finest, thought, is_judged=is_judged)
+                    if r in opinions:
+                        opinions[r] = thought
+                else:
+                    said = pool.statement(thought)
+                standing.keep(slots, said)
                 mean = standing.mean(rows)
             means.append(mean)
         return means
 
     def _from_finer(
-        self, r: int, finest: Opinion, thought: Opinion, age: int
+        self, r: int, finest: Opinion, thought: Opinion, *, is_judged: bool
     ) -> tuple[Opinion, Statement]:
-        """What resolution `r` thinks and says if it goes on as the finer one will on the whole."""
+        """What resolution `r` thinks and says if it goes on as the finer one will on the whole.
+
+        What is judged it has to say in its own words; else they are the finer one's where it knows
+        of no errors yet.
+        """
         pool, finer = self.pools[r], self.pools[r - 1]
         told = self._standing[r - 2].statement(finest.slots) if r > 1 else finer.statement(finest)
         each = 1.0 if self._is_mean else pool.resolution.step_ms / finer.resolution.step_ms
         level = each * told.mean.mean(axis=1, keepdims=True)
         thought = replace(thought, mean=np.repeat(level, pool.resolution.horizon, axis=1))
-        if self._is_count or age > 0:  # it knows what errors to expect
+        if self._is_count or is_judged:
             return thought, pool.statement(thought)
         around = each * (told.quantiles - told.mean[..., None]).mean(axis=1, keepdims=True)
         return thought, Statement(thought.mean, thought.mean[..., None] + around, thought.weights)

@@ -16,6 +16,7 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from served import FAULTS, Pipeline
 
+from stream_forecaster.checkpoint import VERSION
 from stream_forecaster.edge.broker import Broker
 from stream_forecaster.errors import (
     CheckpointCorrupt,
@@ -256,7 +257,7 @@ def _flipped(data: bytes) -> bytes:
     return data[:99] + bytes([data[99] ^ 1]) + data[100:]
 
 
-def _of_version(data: bytes, version: int = 3) -> bytes:
+def _of_version(data: bytes, version: int = VERSION + 1) -> bytes:
     """The same checkpoint, as a version of another format would have written it."""
     body = data[12:]
     return struct.pack(">4sII", data[:4], version, zlib.crc32(body, version)) + body
@@ -284,7 +285,7 @@ def test_a_spoilt_file_gives_way_to_an_older_one(
     ("spoil", "error", "says"),
     [
         (_flipped, CheckpointCorrupt, "none of the checkpoints of partition 0 can be used"),
-        (_of_version, CheckpointMismatch, "partition 0 at offset 200 cannot be used: .* format 3"),
+        (_of_version, CheckpointMismatch, f"at offset 200 cannot be used: .* format {VERSION + 1}"),
     ],
     ids=["all spoilt", "another version"],
 )
