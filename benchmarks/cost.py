@@ -35,8 +35,7 @@ _HIDDEN = 48
 
 _BARE = "bare LSTM"
 _ONE_IN = 8
-"""One key in so many is forecast by the network where it is metered."""
-
+"""One key in so many is forecast by the network where it is metered, and one lesson taken."""
 
 _MUST = {"network, trained": Bound(most=60.0), "network and lessons, metered": Bound(most=15.0)}
 

@@ -101,7 +101,7 @@ def decode(  # noqa: PLR0913, PLR0917  (what a decoder is told, each of its own 
     spare = np.zeros((-len(bias) % _AT_ONCE, weight.shape[1]), np.float32)
     step, mix = _linear(decoder, "step"), _linear(decoder, "mix")
     horizon, m = candidates.shape[1:]
-    few = max(1, _ROWS // max(horizon, 1))
+    few = _keys_decoded(horizon)
     many = few * max(1, _KEYS_MIXED // few)
     given = np.empty((states.shape[2], many), np.float32)
     said = np.empty((len(relation), sum(len(bias) for _, bias in of_states), many), np.float32)
@@ -150,6 +150,12 @@ _AT_ONCE = 4
 
 def _linear(part: Mapping[str, Float32], name: str) -> tuple[Float32, Float32]:
     return part[f"{name}.weight"], part[f"{name}.bias"]
+
+
+@inlined
+def _keys_decoded(horizon: int) -> int:
+    """Keys whose steps are decoded at once."""
+    return max(1, _ROWS // max(horizon, 1))
 
 
 # -- of one number ---------------------------------------------------------------------------------
@@ -535,7 +541,7 @@ def _decode(  # noqa: PLR0913, PLR0917
     steps of few, for paths, what the three layers are told and say, and two sums.
     """
     horizon, m = candidates.shape[1:]
-    many, few = given.shape[1], max(1, _ROWS // max(horizon, 1))
+    many, few = given.shape[1], _keys_decoded(horizon)
     total, middle = sums[0], sums[1]
     for first in range(0, len(states), few):
         end = min(first + few, len(states))

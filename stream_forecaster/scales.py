@@ -181,7 +181,7 @@ class Scales:
         """Forecast every key at the hop, a run of slots at a time; go through it to the end."""
         steps = steps_at(hop_ms, self._calendar, self._resolutions)
         fresh = {r: self.pools[r] for r in self._fresh}
-        ages = [pool.window.oldest for pool in self.pools]
+        ages = [pool.window.oldest for pool in self.pools[1:]]
         for pool in fresh.values():
             pool.look()
         for rows in chunks(self._table.size):
@@ -270,29 +270,30 @@ class Scales:
     ) -> list[Float64]:
         """R times (B, H) what each resolution says by itself, now or when its bucket closed.
 
-        Those that are too young for it, by the R `ages` in buckets, follow their finer ones now and
-        then, and their opinions are replaced.
+        Those that are too young for it, by the ages in buckets of the coarse ones, follow their
+        finer ones now and then, and their opinions are replaced.
         """
         means, spoke = [opinions[0].mean], self.pools[0].window.closed % _FOLLOWED == 0
-        for r, (pool, standing) in enumerate(zip(self.pools[1:], self._standing, strict=True), 1):
-            is_young = ages[r] < _YOUNG
-            if r in opinions and not is_young:
+        coarse = zip(self.pools[1:], self._standing, ages, strict=True)
+        for r, (pool, standing, age) in enumerate(coarse, 1):
+            is_fresh, is_young = r in opinions, age < _YOUNG
+            if is_fresh and not is_young:
                 standing.keep(rows, pool.statement(opinions[r]))
             mean = standing.mean(rows)
-            spoke = r in opinions or (is_young and spoke)
+            spoke = is_fresh or (is_young and spoke)
             is_new = np.isnan(mean[:, 0]) & self._table.live[rows]
             asked = np.flatnonzero(is_new | (is_young and spoke))
             if len(asked):
                 slots = rows.start + asked
-                thought = opinions[r] if r in opinions else pool.think(slots)
                 if is_young:
                     finest = self.pools[0].some(opinions[0], asked, slots)
-                    is_judged = r in opinions or ages[r] > 0
+                    thought = opinions[r] if is_fresh else pool.think(slots)
+                    is_judged = is_fresh or age > 0
                     thought, said = self._from_finer(r, finest, thought, is_judged=is_judged)
-                    if r in opinions:
+                    if is_fresh:
                         opinions[r] = thought
                 else:
-                    said = pool.statement(thought)
+                    said = pool.statement(pool.think(slots))
                 standing.keep(slots, said)
                 mean = standing.mean(rows)
             means.append(mean)
