@@ -98,7 +98,8 @@ def warm_up(pipeline: Pipeline, generator: Generator, keys: int) -> None:
 def drive(generator: Generator, reader: Consumer, options: argparse.Namespace) -> list[Seen]:
     """Send at a fixed rate, and read meanwhile."""
     seen: list[Seen] = []
-    base_ms, sent, ticks = START_MS + 60_000 * _WARM_UP_MINUTES, 0, 0
+    sent, ticks = 0, 0
+    base_ms = START_MS + 60_000 * _WARM_UP_MINUTES + 30_000  # no hop is due at the very end
     begin_s = time.perf_counter()
     while (elapsed_s := time.perf_counter() - begin_s) < options.seconds:
         due = round(elapsed_s * options.rate) - sent
