@@ -61,7 +61,9 @@ _HEADER_BYTES = DefaultRecordBatchBuilder.header_size_in_bytes()
 _OVERHEAD_BYTES = _HEADER_BYTES + DefaultRecordBatchBuilder.MAX_RECORD_OVERHEAD
 """What the client reckons for a record beside its key, value and headers."""
 _LONGEST_LENGTH_BYTES = 5
-_ZSTD_LEVEL = 1
+_ZSTD = zstandard.ZstdCompressionParameters.from_level(
+    1, window_log=18, hash_log=13, min_match=7
+)
 _AT_ONCE, _BYTES_AT_ONCE = 512, 256 << 10
 """Messages laid out at once: bounds the temporaries and keeps them in the cache."""
 
@@ -196,7 +198,8 @@ class _Builder(DefaultRecordBatchBuilder):  # type: ignore[misc]  # the library 
     """The client's, but that it asks less of zstd.
 
     The client compresses at zstd's default level, 3, and has no setting for another. Forecasts,
-    nearly all of them digits, come out as small at level 1, in a third of the time.
+    nearly all of them digits, come out as small if it looks no further back than for a few dozen of
+    them, and at nothing shorter than seven bytes, in a quarter of the time.
     """
 
     __slots__ = ()
@@ -206,7 +209,7 @@ class _Builder(DefaultRecordBatchBuilder):  # type: ignore[misc]  # the library 
             compressed: bool = super()._maybe_compress()
             return compressed
         with memoryview(self._buffer)[_HEADER_BYTES:] as records:
-            made = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(records)
+            made = zstandard.ZstdCompressor(compression_params=_ZSTD).compress(records)
             is_smaller = len(made) < len(records)
         if is_smaller:
             self._buffer[_HEADER_BYTES:] = made
