@@ -136,6 +136,7 @@ class Pool:
         )
         self._interval = list(central_intervals(self._levels).get(0.8, ()))
         self._drift = Drift()
+        self._weighed: tuple[int, Float64] | None = None
         self._add_fusion(seats, settings)
         self._add_calibration(has_network=seats is not None)
         add = table.add
@@ -569,8 +570,14 @@ class Pool:
     def mean_weights(self) -> Float64:
         """(M,) the experts' weights, averaged over horizon buckets and live keys.
 
-        Of very many keys some thousand speak for all: this is asked every second.
+        This is asked every second: of very many keys some thousand speak for all, and what they
+        said stands until another bucket has closed.
         """
+        if self._weighed is None or self._weighed[0] != self.window.closed:
+            self._weighed = self.window.closed, self._weigh()
+        return self._weighed[1]
+
+    def _weigh(self) -> Float64:
         live = np.flatnonzero(self._table.live)
         if not len(live):
             return np.full(len(self.experts), 1 / len(self.experts))
