@@ -45,6 +45,9 @@ _REPORT_S = 1.0
 _HEAR_S = 5.0
 """What a poll brought and was not heard after so long is left. A piece takes a second or two, or as
 long as a single hop does."""
+_WORTH_A_COMMIT = 2048
+"""So many forecasts are published before the next partition is heard: they are worth the wait for
+the broker, some 30 ms, in which nothing else is done."""
 _MANY_FORECASTS = 4096
 _GIVE_BACK_S = 10.0
 """After commits of so many forecasts, but no sooner, freed memory is given back."""
@@ -140,7 +143,6 @@ class Service:
         self._hear_all(poll.records)
         if self._commit_due(idle=not any(map(len, poll.records))):
             self._commit()
-        # Once more, as one is written at a time: a partition that has stood still waits its turn.
         self._saving.turn(self._settled())
         self._report()
         self._showing.turn(self._held)
@@ -194,8 +196,10 @@ class Service:
             left = self._hear(records)
             if len(left):
                 queue.append(left)
-                if self._commit_due() and not self._commit():
-                    return  # nothing is held any more
+            waiting = sum(held.pending.forecasts for held in self._held.values())
+            is_worth_it = len(left) or waiting >= _WORTH_A_COMMIT
+            if queue and is_worth_it and self._commit_due() and not self._commit():
+                return  # nothing is held any more
 
     def _hear(self, records: Records) -> Records:
         """Advance by a piece of `records`; what is left of them."""
@@ -283,7 +287,6 @@ class Service:
             self._telemetry.forecasts_shed("superseded", held.pending.shed)
             held.pending = Pending()
         self._give_back(len(messages))
-        self._saving.turn(self._settled())
         return True
 
     def _give_back(self, messages: int) -> None:

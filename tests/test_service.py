@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from streams import START_MS, busy_log, event, settings
 from structlog.testing import LogCapture
 
-from stream_forecaster import checkpoint
+from stream_forecaster import checkpoint, service
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.http import Health, readiness
 from stream_forecaster.edge.memory import (
@@ -545,6 +545,21 @@ def test_each_partition_has_its_turn() -> None:
     process = Process(log, config=_output(max_pending=6), per_poll=600, seconds_per_look=1.0)
     process.steps(2)
     assert all(0 < held.shard.offset < 600 for held in process.service._held.values())
+
+
+@pytest.mark.parametrize(("worth", "commits"), [(1, 2), (100_000, 1)])
+def test_many_forecasts_of_a_partition_do_not_wait_for_the_next_one(
+    worth: int, commits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are published before its hop; few wait, so that partitions share a transaction."""
+    monkeypatch.setattr(service, "_WORTH_A_COMMIT", worth)
+    rows = [MemoryRecord(*row) for row in _ROWS]
+    log = MemoryLog({0: rows, 1: [replace(row) for row in rows]})
+    process = Process(log, per_poll=600).steps(1)
+    before = process.metric("commits_total", result="committed") or 0
+    assert process.steps(1).metric("commits_total", result="committed") == before + commits
+    assert log.committed == {0: 600, 1: 600}
+    assert len(log.published) == 2 * len(_undisturbed())
 
 
 def test_far_behind_superseded_forecasts_are_shed_and_counted() -> None:
