@@ -14,9 +14,10 @@ judged and learned from. Which one of each s[g] is drawn by lot, or only some mi
 hours of the day would ever be judged. Where memory is short only one is kept at a time: of two h[g]
 buckets the lot is drawn among the first, so that it lands before another may come.
 
-This is most of what is remembered of a key. So only the published mean and its expected error are
-kept in float32; all else in float16, as a deviation from that mean in expected errors, which is at
-most 2^-11 off (counts' quantiles, being whole numbers, not at all).
+This is most of what is remembered of a key. So only the published mean is kept in float32; all else
+in float16, as a deviation from that mean in expected errors, which is at most 2^-11 off (counts'
+quantiles, being whole numbers, not at all). Last comes the expected error itself, in the upper half
+of a float32: deviations are told in what is left of it, so nothing else becomes less exact.
 """
 
 from collections.abc import Iterator
@@ -132,8 +133,8 @@ class Due:
         self._ring = np.concatenate([[0], np.cumsum(self._size)])
         self._parts = (forecasters, levels, levels * (members > 1), levels * (members > 0))
         self._means, self._others = f"{prefix}.due", f"{prefix}.due_others"
-        others = sum(self._parts) + 1
-        table.add(self._means, (self._ring[-1], 2), dtype=np.float32, fill=np.nan)
+        others = sum(self._parts) + 2
+        table.add(self._means, (self._ring[-1],), dtype=np.float32, fill=np.nan)
         table.add(self._others, (self._ring[-1], others), dtype=np.float16)
 
     def keep(self, rows: slice, index: int, said: Said) -> None:
@@ -240,18 +241,30 @@ def _draw(  # noqa: PLR0913, PLR0917  (what a ring is made of)
     return count
 
 
-@compiled("f8:1 f4:3 i8 > i8:1 = i8")
+@inlined
+def _upper_half(number: float) -> np.int64:
+    """Sign, exponent and seven bits of a number in single precision; the rest is cut off."""
+    return np.int64(np.float32(number).view(np.uint32)) >> 16
+
+
+@inlined
+def _of_upper_half(bits: np.int64) -> np.float32:
+    """The number of which that is left."""
+    return np.uint32(np.int64(bits) << 16).view(np.float32)
+
+
+@compiled("f8:1 f4:2 i8 > i8:1 = i8")
 def _find(truth: Float64, means: NDArray[np.float32], position: int, slots: Int64) -> int:
-    """The slots with a truth (K,), and a mean at a position of their rings (K, P, 2); how many."""
+    """The slots with a truth (K,), and a mean at a position of their rings (K, P); how many."""
     count = 0
     for k in range(len(truth)):
-        if not np.isnan(truth[k]) and not np.isnan(means[k, position, 0]):
+        if not np.isnan(truth[k]) and not np.isnan(means[k, position]):
             slots[count] = k
             count += 1
     return count
 
 
-@compiled("f8:2 f8:2 f8:3 f8:2 f8:3 f8:3 f8:3 i8:1 i8:1 i8 > f8:1 f4:3 f2:3")
+@compiled("f8:2 f8:2 f8:3 f8:2 f8:3 f8:3 f8:3 i8:1 i8:1 i8 > f8:1 f4:2 f2:3")
 def _keep(  # noqa: PLR0913, PLR0917  (what is kept of a key, one after the other)
     mean: Float64,
     unit: Float64,
@@ -273,7 +286,7 @@ def _keep(  # noqa: PLR0913, PLR0917  (what is kept of a key, one after the othe
     large as the farthest deviation needs. One forecast's are in `deviation` meanwhile.
     """
     experts, levels = predictions.shape[1], quantiles.shape[2]
-    size, at = others.shape[2], experts + 1 + levels
+    size, at = others.shape[2] - 1, experts + 1 + levels
     for b in range(len(mean)):
         for k in range(len(kept)):
             g = kept[k]
@@ -291,15 +304,16 @@ def _keep(  # noqa: PLR0913, PLR0917  (what is kept of a key, one after the othe
             for i in range(size):
                 away = abs(deviation[i])
                 farthest = max(farthest, away)
-            scale = max(scale, farthest / _MOST)
+            half = _upper_half(max(scale, farthest / _MOST))
+            scale = np.float64(_of_upper_half(half))
             kept_there = others[first + b, position[k]]
             for i in range(size):
                 kept_there[i] = halved(deviation[i] / scale)
-            means[first + b, position[k], 0] = middle
-            means[first + b, position[k], 1] = scale
+            kept_there[size] = half
+            means[first + b, position[k]] = middle
 
 
-@compiled("f2:3 f4:3 i8:1 i8 b1 > f8:1 f8:1 f8:2 f8:1 f8:2 f8:2 f8:2")
+@compiled("f2:3 f4:2 i8:1 i8 b1 > f8:1 f8:1 f8:2 f8:1 f8:2 f8:2 f8:2")
 def _recall(  # noqa: PLR0913, PLR0917  (likewise)
     others: NDArray[np.float16],
     means: NDArray[np.float32],
@@ -319,7 +333,8 @@ def _recall(  # noqa: PLR0913, PLR0917  (likewise)
     at = experts + 1 + levels
     for b in range(len(slots)):
         kept = others[slots[b], position]
-        middle, scale = np.float64(means[slots[b], position, 0]), means[slots[b], position, 1]
+        middle = np.float64(means[slots[b], position])
+        scale = np.float64(_of_upper_half(kept[len(kept) - 1]))
         mean[b], unit[b] = middle, scale
         for m in range(experts):
             predictions[b, m] = middle + scale * np.float64(widened(kept[m]))

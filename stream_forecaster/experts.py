@@ -25,6 +25,7 @@ from stream_forecaster.regression import (
     RIDGE,
     RIDGE_LONG,
     Harmonics,
+    Newest,
     RidgeAr,
     RidgePerKey,
     Scale,
@@ -44,6 +45,8 @@ _LONGEST_GAP_DAYS = 8
 _STRETCH = 512
 """Buckets of which it is worked out at once when they come."""
 _LARGEST = float(np.finfo(np.float64).max)
+_NEWEST, _LEAN_NEWEST = 3, 2
+"""Values kept of a key; of two on the regressions' scale can be told."""
 _LONGEST_PROFILE = 168
 """Phases kept per key and season: an hour-of-week profile, the longest that pays for itself."""
 
@@ -77,24 +80,25 @@ class Expert(Protocol):
 
 
 class LastValue(Expert):
-    """What came last comes again: the naive forecast, and hard to beat on a random walk."""
+    """What came last comes again: the naive forecast, and hard to beat on a random walk.
+
+    It is who tells `newest` of a bucket, for all that look there: it has to learn before they do.
+    """
 
     name = "last_value"
 
-    def __init__(self, table: KeyTable, prefix: str) -> None:
-        self._table, self._column = table, f"{prefix}.last"
-        table.add(self._column, dtype=np.float64, fill=np.nan)
+    def __init__(self, newest: Newest) -> None:
+        self._newest = newest
 
     @override
     def learn(self, index: int, value: Float64) -> None:
         del index
-        last = self._table[self._column]
-        np.copyto(last, value, where=~np.isnan(value))
+        self._newest.learn(value)
 
     @override
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         del index, ahead
-        return _flat(self._table[self._column][slots])
+        return self._newest(slots)[:, -1:].copy()
 
 
 class MovingAverage(Expert):
@@ -116,25 +120,21 @@ class MovingAverage(Expert):
 
 
 class ShortAverage(Expert):
-    """The mean of a key's newest values, three of them at most."""
+    """The mean of a key's newest values, as many as are kept."""
 
     name = "ma_3"
-    _buckets = 3
 
-    def __init__(self, table: KeyTable, prefix: str) -> None:
-        self._table, self._column = table, f"{prefix}.{self.name}"
-        # Not the window's: its context may be shorter, and one gather of all cells costs more.
-        table.add(self._column, (self._buckets,), dtype=np.float64, fill=np.nan)
+    def __init__(self, newest: Newest) -> None:
+        self._newest = newest
 
     @override
     def learn(self, index: int, value: Float64) -> None:
-        del index
-        _push(value, self._table[self._column])
+        """Nothing to do: they have already been told."""
 
     @override
     def predict(self, slots: Slots, index: int, ahead: Int64) -> Float64:
         del index, ahead
-        newest = self._table[self._column][slots]
+        newest = self._newest(slots)
         said = np.empty((len(newest), 1))
         _average(newest, said)
         return said
@@ -346,16 +346,17 @@ def pool(
         ValueError: river has no such forecaster.
     """
     prefix, horizon = f"experts.{resolution.step_ms}", resolution.horizon
+    newest = Newest(table, prefix, _LEAN_NEWEST if lean else _NEWEST)
     seasons = _seasonal(table, calendar, window, lean=lean)
     harmonics = Harmonics(calendar, resolution.step_ms)
     return (
-        LastValue(table, prefix),
+        LastValue(newest),
         MovingAverage(window),
-        *([] if lean else [ShortAverage(table, prefix)]),
+        *([] if lean else [ShortAverage(newest)]),
         *(Ewma(table, prefix, name, rate) for name, rate in _EWMAS[: 1 if lean else None]),
         *seasons,
         Population(table, prefix, horizon),
-        *_regressions(table, harmonics, window, horizon, lean=lean),
+        *_regressions(table, harmonics, window, horizon, newest, lean=lean),
         *_on_seasons(seasons, table, harmonics, window, horizon),
         *(RiverForecaster(table, window.step_ms, horizon, name) for name in river),
     )
@@ -380,13 +381,19 @@ def _season_for(step_ms: int) -> str:
 
 
 def _regressions(
-    table: KeyTable, harmonics: Harmonics, window: Window, horizon: int, *, lean: bool
+    table: KeyTable,
+    harmonics: Harmonics,
+    window: Window,
+    horizon: int,
+    newest: Newest,
+    *,
+    lean: bool,
 ) -> list[Expert]:
     """What fits the context: a regression needs room for its lags before H labels."""
     room = window.context - horizon
     if room < _FEWEST_LAGS:
         return []
-    scale = Scale(table, f"experts.{window.step_ms}")
+    scale = Scale(table, f"experts.{window.step_ms}", newest)
     found: list[Expert] = [RidgeAr(harmonics, window, horizon, scale, RIDGE)]
     if not lean and 2 * room >= 3 * RIDGE.lags:
         found.append(RidgeAr(harmonics, window, horizon, scale, RIDGE_LONG))
@@ -413,21 +420,7 @@ def _on_seasons(
     ]
 
 
-def _flat(level: NDArray[np.floating[Any]]) -> Float64:
-    return level.astype(np.float64)[:, None]
-
-
 # -- loops over keys -----------------------------------------------------------------------------
-
-
-@compiled("f8:1 > f8:2")
-def _push(value: Float64, newest: Float64) -> None:
-    """Append values (K,), if there are any, to the newest ones (K, N) before them."""
-    for k in range(len(value)):
-        if not np.isnan(value[k]):
-            for n in range(1, newest.shape[1]):
-                newest[k, n - 1] = newest[k, n]
-            newest[k, -1] = value[k]
 
 
 @compiled("f8:2 > f8:2")

@@ -73,6 +73,26 @@ RIDGE_KEY = Design("ridge_key", lags=24, forgetting=0.9995, every=24)
 RIDGE_LONG = Design("ridge_long", lags=168, forgetting=0.9998, every=24)
 
 
+class Newest:
+    """The newest values of each key, oldest first, passing over what is missing.
+
+    Not the window's: its context may be shorter, and one gather of all its cells costs more.
+    """
+
+    def __init__(self, table: KeyTable, prefix: str, buckets: int) -> None:
+        self._table, self._column = table, f"{prefix}.newest"
+        table.add(self._column, (buckets,), dtype=np.float64, fill=np.nan)
+
+    def learn(self, value: Float64) -> None:
+        """Take in the values of a bucket (K,), NaN where missing."""
+        _push(value, self._table[self._column])
+
+    def __call__(self, slots: Slots = np.s_[:]) -> Float64:
+        """(B, N) NaN where a key has not had so many."""
+        newest: Float64 = self._table[self._column][slots]
+        return newest
+
+
 class Scale:
     """Root mean square change of each key's values from bucket to bucket, slowly forgetting.
 
@@ -80,17 +100,18 @@ class Scale:
     pooled regression (squared error on ETTh2, 24 steps, rows 3,600 to 9,000: 2.73 against 2.86).
     """
 
-    def __init__(self, table: KeyTable, prefix: str) -> None:
-        self._table, self._column = table, f"{prefix}.scale"
+    def __init__(self, table: KeyTable, prefix: str, newest: Newest) -> None:
+        """Add the column to `table`; `newest`, two values at least, learns of a bucket before."""
+        self._table, self._column, self._newest = table, f"{prefix}.scale", newest
         self._index: int | None = None
-        table.add(self._column, (3,), dtype=np.float64)  # last value, mean square, buckets seen
+        table.add(self._column, (2,), dtype=np.float32)  # mean square, buckets seen
 
     def learn(self, index: int, value: Float64) -> None:
         """Take in bucket `index`, (K,); told the same bucket again, do nothing."""
         if index == self._index:
             return
         self._index = index
-        _change(value, self._table[self._column])
+        _change(value, self._newest(), self._table[self._column])
 
     def __call__(self, slots: Slots) -> Float64:
         """(B,) NaN for a key that has not changed yet."""
@@ -339,24 +360,37 @@ class RidgePerKey(RidgeAr):
 
 
 @compiled("f8:1 > f8:2")
-def _change(value: Float64, state: Float64) -> None:
-    """How far values (K,) are from the last ones: state (K, 3) is that, mean square, and count."""
+def _push(value: Float64, newest: Float64) -> None:
+    """Append values (K,), if there are any, to the newest ones (K, N) before them."""
+    for k in range(len(value)):
+        if not np.isnan(value[k]):
+            for n in range(1, newest.shape[1]):
+                newest[k, n - 1] = newest[k, n]
+            newest[k, -1] = value[k]
+
+
+@compiled("f8:1 f8:2 > f4:2")
+def _change(value: Float64, newest: Float64, state: NDArray[np.float32]) -> None:
+    """How far values (K,), the last of the newest (K, N), are from those before them.
+
+    State (K, 2) is the mean square of that, and buckets seen.
+    """
     for k in range(len(value)):
         if np.isnan(value[k]):
             continue
-        last, square, count = state[k]
-        change = value[k] - last if count > 0 else 0.0
+        before, square = newest[k, newest.shape[1] - 2], np.float64(state[k, 0])
+        count = np.float64(state[k, 1])
+        change = 0.0 if np.isnan(before) else value[k] - before
         rate = 1 / min(max(count, 1.0), 1 / _SCALE_RATE)
-        state[k, 0] = value[k]
-        state[k, 1] = square + rate * (change * change - square)
-        state[k, 2] = count + 1
+        state[k, 0] = square + rate * (change * change - square)
+        state[k, 1] = count + 1
 
 
-@compiled("f8:2 > f8:1")
-def _root(state: Float64, scale: Float64) -> None:
-    """Root mean square changes (B,) of states (B, 3); NaN where nothing has changed."""
+@compiled("f4:2 > f8:1")
+def _root(state: NDArray[np.float32], scale: Float64) -> None:
+    """Root mean square changes (B,) of states (B, 2); NaN where nothing has changed."""
     for b in range(len(state)):
-        scale[b] = np.sqrt(state[b, 1]) if state[b, 1] > 0 else np.nan
+        scale[b] = np.sqrt(np.float64(state[b, 0])) if state[b, 0] > 0 else np.nan
 
 
 @compiled("f8:2 f8:2 f8:1 f8:2 > f8:2 b1:1 = i8")

@@ -85,7 +85,7 @@ class Window:
             table.add(f"{self._name}.count", (self.size,), dtype=np.float64)
         table.add(f"{self._name}.first", dtype=np.int64, fill=_NEVER)
         table.add(f"{self._name}.span_total", dtype=np.float64)
-        table.add(f"{self._name}.span_count", dtype=np.float64)
+        table.add(f"{self._name}.span_count", dtype=np.float32)
 
     @property
     def oldest(self) -> int:
@@ -282,8 +282,8 @@ _turn = compiled("i8 i8 i8:1 > f8:2 f8:2 f8:1 f8:1")(_turned)
 _turn_counts = compiled("i8 i8 i8:1 > u4:2 f8:2 f8:1 f8:1")(_turned)
 
 
-@compiled("f8:1 f8:1 > f8:1 f8:1")
-def _move_span(entered: Float64, left: Float64, total: Float64, count: Float64) -> None:
+@compiled("f8:1 f8:1 > f8:1 f4:1")
+def _move_span(entered: Float64, left: Float64, total: Float64, count: NDArray[np.float32]) -> None:
     """Add what entered (K,), and take out what left, of sums and of how many are known (K,)."""
     for k in range(len(total)):
         came, went = not np.isnan(entered[k]), not np.isnan(left[k])
@@ -291,8 +291,8 @@ def _move_span(entered: Float64, left: Float64, total: Float64, count: Float64) 
         count[k] += came - went
 
 
-@compiled("f8:1 f8:1 > f8:1")
-def _divide(total: Float64, count: Float64, average: Float64) -> None:
+@compiled("f8:1 f4:1 > f8:1")
+def _divide(total: Float64, count: NDArray[np.float32], average: Float64) -> None:
     """The means of sums (B,) of so many (B,); NaN of none."""
     for b in range(len(total)):
         average[b] = total[b] / count[b] if count[b] > 0 else np.nan

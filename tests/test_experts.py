@@ -25,6 +25,7 @@ from stream_forecaster.experts import (
     pool,
 )
 from stream_forecaster.keys import KeyTable
+from stream_forecaster.regression import Newest
 from stream_forecaster.windows import Window
 
 _NAN = float("nan")
@@ -79,7 +80,7 @@ class _Season:
 
 def test_the_last_value_passes_over_what_is_missing() -> None:
     """A bucket without events, where means are taken, changes nothing."""
-    expert = LastValue(_table(), "x")
+    expert = LastValue(Newest(_table(), "x", 2))
     index = _tell(expert, [3.0, 5.0, _NAN])
     assert expert.predict(np.s_[:], index, _SOON).tolist() == [[5.0]]
 
@@ -136,9 +137,10 @@ def test_a_phase_never_seen_has_no_opinion() -> None:
 
 def test_a_short_average_is_that_of_the_newest_values() -> None:
     """Three, fewer at first; a missing bucket takes no value's place."""
-    expert = ShortAverage(_table(), "x")
+    newest = Newest(_table(), "x", 3)
+    expert = ShortAverage(newest)
     for value, mean in ((6.0, 6.0), (2.0, 4.0), (_NAN, 4.0), (1.0, 3.0), (9.0, 4.0)):
-        _tell(expert, [value])
+        _tell(LastValue(newest), [value])
         assert expert.predict(np.s_[:], 0, _SOON).tolist() == [[mean]]
 
 
@@ -296,11 +298,12 @@ _told = st.lists(
 def test_averages_of_keys_are_those_of_arrays(values: list[list[float]], rate: float) -> None:
     """Bit for bit, whatever is missing."""
     table = _table(3)
-    ewma, short = Ewma(table, "x", "ewma", rate), ShortAverage(table, "x")
+    newest = Newest(table, "x", 3)
+    ewma, short = Ewma(table, "x", "ewma", rate), ShortAverage(newest)
     level, seen = np.zeros(3, np.float32), np.zeros(3, np.float32)
     for index, row in enumerate(values):
         value = np.array(row)
-        for expert in (ewma, short):
+        for expert in (ewma, LastValue(newest)):
             expert.learn(index, value)
         known = ~np.isnan(value)
         count = np.minimum(seen + 1.0, np.ceil(1 / rate))
@@ -309,8 +312,8 @@ def test_averages_of_keys_are_those_of_arrays(values: list[list[float]], rate: f
     said = np.where(seen > 0, level.astype(np.float64), _NAN)[:, None]
     np.testing.assert_array_equal(ewma.predict(np.s_[:], 0, _SOON), said)
     for k, (mean,) in enumerate(short.predict(np.s_[:], 0, _SOON)):
-        newest = [row[k] for row in values if not np.isnan(row[k])][-3:]
-        np.testing.assert_array_equal(mean, sum(newest) / len(newest) if newest else _NAN)
+        last = [row[k] for row in values if not np.isnan(row[k])][-3:]
+        np.testing.assert_array_equal(mean, sum(last) / len(last) if last else _NAN)
 
 
 @given(

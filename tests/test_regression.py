@@ -19,6 +19,7 @@ from stream_forecaster.regression import (
     Design,
     Features,
     Harmonics,
+    Newest,
     RidgeAr,
     RidgePerKey,
     Scale,
@@ -46,7 +47,8 @@ class Hourly:
         self.window = Window(self.table, _CALENDAR, resolution, open_span_ms=1, is_mean=True)
         self.window.begin(_FIRST * HOUR_MS)
         self.table.intern([b"%d" % i for i in range(keys)], np.zeros(keys, np.int64))
-        self.scale = Scale(self.table, "x")
+        self.newest = Newest(self.table, "x", 2)
+        self.scale = Scale(self.table, "x", self.newest)
 
     def tell(self, expert: RidgeAr | DLinear, values: Float64) -> Float64:
         """Close buckets of values (N, K); what is forecast then (K, H)."""
@@ -54,7 +56,9 @@ class Hourly:
             slots, index = np.flatnonzero(~np.isnan(row)), self.window.closed
             time_ms = np.full(len(slots), index * HOUR_MS)
             self.window.absorb(slots, time_ms, row[slots])
-            expert.learn(index, self.window.close())
+            closed = self.window.close()
+            self.newest.learn(closed)
+            expert.learn(index, closed)
         ahead = np.arange(1, self.horizon + 1)
         return expert.predict(np.s_[:], self.window.closed - 1, ahead)
 
@@ -75,19 +79,21 @@ def _root_mean_square_change(values: Sequence[float]) -> float:
 def test_the_scale_is_the_root_mean_square_change() -> None:
     """Gaps are passed over, and a bucket told twice counts once."""
     told = [3.0, _NAN, 5.0, 4.0, _NAN, 8.0]
-    scale = Hourly(1, 4, 2).scale
+    hourly = Hourly(1, 4, 2)
     for index, value in enumerate(told):
+        hourly.newest.learn(np.array([value]))
         for _ in range(2):
-            scale.learn(index, np.array([value]))
-    assert scale(np.s_[:]) == pytest.approx(_root_mean_square_change(told))
+            hourly.scale.learn(index, np.array([value]))
+    assert hourly.scale(np.s_[:]) == pytest.approx(_root_mean_square_change(told))
 
 
 def test_a_key_that_never_changed_has_no_scale() -> None:
     """Nor one that never was."""
-    scale = Hourly(2, 4, 2).scale
+    hourly = Hourly(2, 4, 2)
     for index in range(5):
-        scale.learn(index, np.array([7.0, _NAN]))
-        assert np.isnan(scale(np.s_[:])).all()
+        hourly.newest.learn(np.array([7.0, _NAN]))
+        hourly.scale.learn(index, np.array([7.0, _NAN]))
+        assert np.isnan(hourly.scale(np.s_[:])).all()
 
 
 def test_the_features_are_what_was_known_at_the_origin() -> None:
@@ -209,6 +215,7 @@ def test_a_key_of_its_own_ways_gets_its_own_regression() -> None:
         row, index = values[t], hourly.window.closed
         hourly.window.absorb(np.arange(2), np.full(2, index * HOUR_MS), row)
         closed = hourly.window.close()
+        hourly.newest.learn(closed)
         for expert in (pooled, own):
             expert.learn(index, closed)
         said = [e.predict(np.s_[:], index, np.array([1]))[:, 0] for e in (pooled, own)]
@@ -288,15 +295,17 @@ _told = st.lists(
 
 @given(values=_told)
 def test_scales_of_keys_are_those_of_arrays(values: list[list[float]]) -> None:
-    """Bit for bit, whatever is missing."""
+    """Bit for bit, in the precision they are kept in, whatever is missing."""
     hourly = Hourly(3, 8, 1)
     last, square, count = np.zeros((3, 3))
     for index, row in enumerate(values):
         value = np.array(row)
+        hourly.newest.learn(value)
         hourly.scale.learn(index, value)
         known = ~np.isnan(value)
         change = np.where(known & (count > 0), value - last, 0.0)
         square += np.where(known, 1 / np.clip(count, 1, 2000) * (change**2 - square), 0.0)
+        square = square.astype(np.float32).astype(np.float64)
         count += known
         last[known] = value[known]
     expected = np.sqrt(np.where(square > 0, square, _NAN))

@@ -61,9 +61,7 @@ _HEADER_BYTES = DefaultRecordBatchBuilder.header_size_in_bytes()
 _OVERHEAD_BYTES = _HEADER_BYTES + DefaultRecordBatchBuilder.MAX_RECORD_OVERHEAD
 """What the client reckons for a record beside its key, value and headers."""
 _LONGEST_LENGTH_BYTES = 5
-_ZSTD = zstandard.ZstdCompressionParameters.from_level(
-    1, window_log=18, hash_log=13, min_match=7
-)
+_ZSTD = zstandard.ZstdCompressionParameters.from_level(1, window_log=18, hash_log=13, min_match=7)
 _AT_ONCE, _BYTES_AT_ONCE = 512, 256 << 10
 """Messages laid out at once: bounds the temporaries and keeps them in the cache."""
 
