@@ -5,9 +5,9 @@
 
 Records whose bytes are ready, in transactions, on Apache Kafka from KAFKA_HOME or the cluster at
 KAFKA_BOOTSTRAP_SERVERS, else on the embedded broker. The contenders take turns, one process each,
-see `contenders/publishing.py`. Then default messages of 4.8 KB from a hop's arrays, beside what
-orjson and msgspec take to write such a message from ready dictionaries and lists; these take
-turns in this process.
+see `contenders/publishing.py`. Then the JSON of default messages of 4.8 KB from a hop's arrays,
+beside what orjson and msgspec take to write it from ready dictionaries and lists, and whole
+messages with their ids and headers; these take turns in this process.
 """
 
 import json
@@ -44,8 +44,9 @@ _MUST = {
 }
 """How many times cheaper than these ours must be; whole forecasts are mostly bytes to copy."""
 _ENCODING_MUST = Bound(most=25.0)
-_KEYS = 1_000
-_OURS = "ours: whole messages, from arrays"
+_KEYS, _HEAD = 1_000, 150
+"""Messages, and bytes of each that its id and its key take up, about."""
+_OURS, _WHOLE = "ours: values, from arrays", "ours: whole messages, from arrays"
 Run = dict[str, float]
 
 
@@ -64,10 +65,12 @@ def encoders() -> dict[str, Callable[[], Any]]:
     """What makes the messages of a hop, or just their JSON."""
     settings = parse({})
     forecast, encoder = drawn_forecast(settings, _KEYS), Encoder(settings)
-    values = [orjson.loads(m.value) for m in encoder.forecast(forecast) if m.value]
+    written = [m.value for m in encoder.forecast(forecast) if m.value]
+    values, heads = [orjson.loads(value) for value in written], [value[:_HEAD] for value in written]
     encode = msgspec.json.Encoder().encode
     return {
-        _OURS: lambda: list(encoder.forecast(forecast)),
+        _OURS: lambda: list(encoder.values(forecast).filled(heads)),
+        _WHOLE: lambda: list(encoder.forecast(forecast)),
         "orjson: values, from dicts and lists": lambda: [orjson.dumps(value) for value in values],
         "msgspec: values, from dicts and lists": lambda: [encode(value) for value in values],
     }
@@ -111,7 +114,7 @@ def encoded_rows(taken: dict[str, list[float]]) -> list[Row]:
         ratios = () if ours else (Ratio(us / cost[_OURS], "x ours"),)
         also, must = f"{min(taken[name]):.1f} at best", _ENCODING_MUST if ours else None
         case, unit = "a default message as JSON", "us of CPU per message"
-        found.append(Row(name, us, unit, case, "", also, ratios, must, ours))
+        found.append(Row(name, us, unit, case, "", also, ratios, must, name in {_OURS, _WHOLE}))
     return found
 
 

@@ -227,9 +227,33 @@ class Encoder:
         kind = self._kind("forecast.expired.v1")
         for key in forecast.expired:
             yield Message(topic, key, None, _headers(kind, identify(key), as_text(key), time))
-        kind, rows = self._kind("forecast.v1"), self._values(forecast, issued_at)
+        kind, rows = self._kind("forecast.v1"), self.values(forecast)
         for key, identity, text, value in self._filled(SCHEMA, forecast.keys, identify, rows):
             yield Message(topic, key, value, _headers(kind, identity, text, time))
+
+    def values(self, forecast: Forecast) -> Rows:
+        """The messages' values but for their beginning, which has the id and the key."""
+        intent, rows = forecast.intent, Rows()
+        issued_at = rfc3339(forecast.issued_ms)
+        valid_until = rfc3339(forecast.paths[0].end_ms)
+        rows.text(f',"issued_at":"{issued_at}","valid_until":"{valid_until}","source":')
+        rows.text(f'{self._place(forecast.partition, forecast.offset)},"resolutions":[')
+        for i, paths in enumerate(forecast.paths):
+            rows.text("," if i else "")
+            self._resolution(rows, paths)
+        rows.numbers('],"intent":{"short_term":', rows.block(intent.short_term))
+        rows.numbers(',"long_term":', rows.block(intent.long_term))
+        rows.numbers(',"momentum":', rows.block(intent.momentum))
+        rows.numbers(',"surprise":', rows.block(intent.surprise))
+        rows.text('},"quality":{"origin":')
+        rows.choice(rows.block(forecast.prior, WHOLE), '"prior"', _json(forecast.known_origin))
+        rows.text(',"cold_start":')
+        rows.choice(rows.block(forecast.cold_start, WHOLE), "true", "false")
+        rows.numbers(',"observations":', rows.block(forecast.observations, WHOLE))
+        rows.numbers(',"coverage_80":', rows.block(forecast.coverage_80))
+        rows.numbers(',"skill":', rows.block(forecast.skill))
+        rows.text(f',"drift":"{"drift" if forecast.drifting else "stable"}"}}}}')
+        return rows
 
     def scores(self, scored: Scored) -> Iterator[Message]:
         """One message per key."""
@@ -295,29 +319,6 @@ class Encoder:
             ("ce_type", b"io.streamforecaster." + kind.encode()),
             ("ce_source", self._source),
         )
-
-    def _values(self, forecast: Forecast, issued_at: str) -> Rows:
-        """All values of a hop but for their beginning, which has the id and the key."""
-        intent, rows = forecast.intent, Rows()
-        valid_until = rfc3339(forecast.paths[0].end_ms)
-        rows.text(f',"issued_at":"{issued_at}","valid_until":"{valid_until}","source":')
-        rows.text(f'{self._place(forecast.partition, forecast.offset)},"resolutions":[')
-        for i, paths in enumerate(forecast.paths):
-            rows.text("," if i else "")
-            self._resolution(rows, paths)
-        rows.numbers('],"intent":{"short_term":', rows.block(intent.short_term))
-        rows.numbers(',"long_term":', rows.block(intent.long_term))
-        rows.numbers(',"momentum":', rows.block(intent.momentum))
-        rows.numbers(',"surprise":', rows.block(intent.surprise))
-        rows.text('},"quality":{"origin":')
-        rows.choice(rows.block(forecast.prior, WHOLE), '"prior"', _json(forecast.known_origin))
-        rows.text(',"cold_start":')
-        rows.choice(rows.block(forecast.cold_start, WHOLE), "true", "false")
-        rows.numbers(',"observations":', rows.block(forecast.observations, WHOLE))
-        rows.numbers(',"coverage_80":', rows.block(forecast.coverage_80))
-        rows.numbers(',"skill":', rows.block(forecast.skill))
-        rows.text(f',"drift":"{"drift" if forecast.drifting else "stable"}"}}}}')
-        return rows
 
     def _resolution(self, rows: Rows, paths: Paths) -> None:
         """An entry of `resolutions`."""
