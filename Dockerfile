@@ -36,7 +36,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 # For any processor of this architecture, and for x86-64 with AVX2, too: the network takes half as long.
 ENV NUMBA_CPU_FEATURES="" NUMBA_CACHE_DIR=/opt/compiled
 RUN for cpu in generic $(test "$(uname -m)" != x86_64 || echo x86-64-v3); do NUMBA_CPU_NAME=$cpu \
-    /opt/venv/bin/python -c "from stream_forecaster import cli; cli.compile_all()" \
+    /opt/venv/bin/python -c "from stream_forecaster import cli; cli.compile_on_all_cores()" \
     || exit; done
 
 FROM ${PYTHON_IMAGE}

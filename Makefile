@@ -62,17 +62,17 @@ clean: ## remove the environment and every cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Two steps with a marker each: the long one is repeated only when the lock changes, and one that
-# was interrupted starts over.
+# was interrupted starts over. Python compiles what is imported when it is: a tenth of all there is.
 .venv/locked: requirements.lock | require-python
 	@echo "Setting up .venv with $$($(PYTHON) --version), once:" \
-		"$$(grep -c '==' requirements.lock) packages, about two minutes ..."
+		"$$(grep -c '==' requirements.lock) packages, about a minute and the downloads ..."
 	@$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install $(PIP_FLAGS) -r requirements.lock
+	$(BIN)/pip install $(PIP_FLAGS) --no-compile -r requirements.lock
 	@touch $@
 
 .venv/installed: .venv/locked pyproject.toml
 	$(BIN)/pip install $(PIP_FLAGS) -q --no-deps --no-build-isolation -e .
-	@$(BIN)/python -c 'from stream_forecaster import cli; cli.compile_all()'
+	@$(BIN)/python -c 'from stream_forecaster import cli; cli.compile_on_all_cores()'
 	@touch $@
 	@echo "Ready."
 

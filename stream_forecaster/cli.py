@@ -31,9 +31,9 @@ from rich.markup import escape
 from structlog.typing import FilteringBoundLogger
 
 from stream_forecaster import __version__, asyncapi, plan
-from stream_forecaster.compiled import compile_all
 from stream_forecaster.config import Log, Settings
 from stream_forecaster.edge import console, logs, topics
+from stream_forecaster.edge.compiling import compile_on_all_cores
 from stream_forecaster.edge.http import Health, HttpServer, stalled_after_s
 from stream_forecaster.edge.kafka import KafkaTransport
 from stream_forecaster.edge.lag import lag as read_lag
@@ -182,7 +182,10 @@ def _serve(
             closing(KafkaTransport(settings, log, stopping, alive=alive)) as transport,
             ThreadPoolExecutor(1) as beside,
         ):
-            compile_all()  # a member of the group should not take that long
+            # Here, for a member of the group should not take that long.
+            compile_on_all_cores(
+                lambda: log.info("compiling", hint="once: the first start takes a minute")
+            )
             weights = None
             if settings.model.network:
                 weights = read_weights(settings.model.weights) or shipped()

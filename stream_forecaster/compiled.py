@@ -44,7 +44,7 @@ def compiled(signature: str) -> Callable[[_Loop], _Loop]:
     """
 
     def compiled_loop(loop: _Loop) -> _Loop:
-        _all.append(made := _Compiled(loop, signature))
+        loops.append(made := Loop(loop, signature))
         return cast("_Loop", made)
 
     return compiled_loop
@@ -57,8 +57,8 @@ def inlined(part: _Loop) -> _Loop:
 
 
 def compile_all() -> None:
-    """Compile what is not yet, or load what was kept: seconds, or a tenth of one."""
-    for loop in _all:
+    """Load what was kept, half a second, or compile what was not: a minute."""
+    for loop in loops:
         loop.compile()
 
 
@@ -102,11 +102,16 @@ def halved(number: float) -> np.uint16:
     return np.uint16(sign | (bits - 0x38000000 + 0xFFF + (bits >> 13 & 1)) >> 13)
 
 
-class _Compiled:
-    """One loop, and what was made of it."""
+class Loop:
+    """One loop, and what was made of it.
+
+    Attributes:
+        path: its module and its name.
+    """
 
     def __init__(self, loop: Callable[..., Any], signature: str) -> None:
         update_wrapper(self, loop)
+        self.path = f"{loop.__module__}.{loop.__name__}"
         self._loop, self._run = loop, None
         told, _, self._returned = signature.partition("=")
         reads, writes = (part.split() for part in told.split(">"))
@@ -115,6 +120,7 @@ class _Compiled:
         self._halves = [i for i, name in enumerate(self._types) if name.startswith("f2:")]
 
     def __call__(self, *arguments: Any) -> Any:  # noqa: ANN401  (arrays and numbers)
+        """Run it."""
         run, told = self._run or self.compile(), list(arguments)
         for i in self._arrays:
             if not told[i].flags.c_contiguous:
@@ -123,6 +129,12 @@ class _Compiled:
             told[i] = told[i].view(np.uint16)
         return run(*told)
 
+    @property
+    def is_new(self) -> bool:
+        """Was it compiled by this process, and kept for others?"""
+        stats = self._run and self._run.stats
+        return bool(stats and stats.cache_path and stats.cache_misses)
+
     def compile(self) -> Any:  # noqa: ANN401  (numba's)
         """Once."""
         if self._run is None:
@@ -130,7 +142,8 @@ class _Compiled:
         return self._run
 
 
-_all: list[_Compiled] = []
+loops: list[Loop] = []
+"""All of them, of the modules that have been imported."""
 _parts: list[Callable[..., Any]] = [exp_below_zero, widened, halved]
 _SCALARS = ("f8", "f4", "i8", "i4", "i1", "u8", "u4", "u1", "b1")
 

@@ -157,11 +157,33 @@ def test_what_the_package_cannot_keep_is_kept_elsewhere(tmp_path: Path, place: s
     assert not done[1].stderr
 
 
+_SHARED = """
+import os
+os.sched_getaffinity = lambda _: {0, 1}
+from stream_forecaster import scoring, spread
+from stream_forecaster.compiled import loops
+from stream_forecaster.edge.compiling import compile_on_all_cores
+compile_on_all_cores(lambda: print("told"))
+print([len(loop.compile().stats.cache_hits) for loop in loops])
+"""
+
+
+def test_cores_share_what_is_to_be_compiled(tmp_path: Path) -> None:
+    """The first one is found not to be kept; of the rest another process compiles every second."""
+    command, env = [sys.executable, "-c", _SHARED], {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = [
+        subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    count = done[1].count("1")
+    assert done == [f"told\n{[0] + [i % 2 for i in range(count - 1)]}\n", f"{[1] * count}\n"]
+
+
 @pytest.mark.parametrize("place", ["Makefile", "Dockerfile"])
 def test_what_is_compiled_beforehand_is_every_loop(place: str) -> None:
     """What is imported there knows of as many loops as all modules that have any."""
     root = Path(__file__).parent.parent
-    (program,) = re.findall(r"-c ['\"](.*compile_all\(\))['\"]", (root / place).read_text())
+    (program,) = re.findall(r"-c ['\"](.*cores\(\))['\"]", (root / place).read_text())
     imports = program.partition(";")[0]
     paths = [path.relative_to(root) for path in (root / "stream_forecaster").rglob("*.py")]
     with_loops = [
@@ -170,8 +192,8 @@ def test_what_is_compiled_beforehand_is_every_loop(place: str) -> None:
         if "stream_forecaster.compiled import" in (root / path).read_text()
     ]
     count = (
-        f"{imports}\nfrom stream_forecaster.compiled import _all\nbefore = len(_all)\n"
-        f"import {', '.join(with_loops)}\nprint(before, len(_all))"
+        f"{imports}\nfrom stream_forecaster.compiled import loops\nbefore = len(loops)\n"
+        f"import {', '.join(with_loops)}\nprint(before, len(loops))"
     )
     done = subprocess.run(
         [sys.executable, "-c", count], cwd=root, capture_output=True, text=True, check=True

@@ -96,6 +96,7 @@ LIST = (
     "edge.scoreboard",
     "edge.viewers",
     "edge.heap",
+    "edge.compiling",
     "edge.world",
     "edge.listener",
     "edge.live",
