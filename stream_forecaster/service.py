@@ -50,7 +50,7 @@ _WORTH_A_COMMIT = 2048
 the broker, some 30 ms, in which nothing else is done."""
 _MANY_FORECASTS = 4096
 _GIVE_BACK_S = 10.0
-"""After commits of so many forecasts, but no sooner, freed memory is given back."""
+"""After so many forecasts, but no sooner, freed memory is given back."""
 _SHED_LOG_S = 60.0
 """Keys are shed by the thousand: a line in the log so often says how many."""
 
@@ -103,7 +103,7 @@ class Service:
         self._held: dict[int, _Held] = {}
         self._dropped: dict[int, Shard] = {}
         self._committed_s = self._reported_s = world.now_s()
-        self._gave_back_s = -math.inf
+        self._published, self._gave_back_s = 0, -math.inf
         self._keys_shed, self._shed_logged_s = 0, -math.inf
         self._scoreboard = Scoreboard(world.telemetry, settings)
         self._showing = Showing(settings, world, self._scoreboard)
@@ -144,6 +144,7 @@ class Service:
         if self._commit_due(idle=not any(map(len, poll.records))):
             self._commit()
         self._saving.turn(self._settled())
+        self._give_back()
         self._report()
         self._showing.turn(self._held)
 
@@ -286,14 +287,14 @@ class Service:
                 self._keys_shed += len(turn.shed)
             self._telemetry.forecasts_shed("superseded", held.pending.shed)
             held.pending = Pending()
-        self._give_back(len(messages))
+        self._published += len(messages)
         return True
 
-    def _give_back(self, messages: int) -> None:
+    def _give_back(self) -> None:
         now_s = self._world.now_s()
-        if messages >= _MANY_FORECASTS and now_s - self._gave_back_s >= _GIVE_BACK_S:
+        if self._published >= _MANY_FORECASTS and now_s - self._gave_back_s >= _GIVE_BACK_S:
             self._world.give_back()
-            self._gave_back_s = now_s
+            self._published, self._gave_back_s = 0, now_s
 
     def _tell_commit(self, result: CommitResult) -> None:
         """Of the one begun last."""

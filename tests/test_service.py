@@ -660,7 +660,7 @@ def test_what_was_opened_is_closed() -> None:
 
 
 def test_freed_memory_is_given_back_after_many_forecasts() -> None:
-    """Now and then: not after each of many such commits, and never after small ones."""
+    """Now and then: not after each of many such commits, and never after few."""
     minutes = [_ROWS[0][2] + 60_000 * minute for minute in range(4)]
     log = MemoryLog(
         {
