@@ -1,12 +1,14 @@
 """The network as the pool of one resolution sees it: what is kept of each key, and what it says.
 
 Per key there is a ring of landed errors and the newest state of the resolution's encoder, which the
-decoders of all resolutions read.
+decoders of all resolutions read. How much of what the network says is let into the path of the
+experts, already fused, a last stack learns from landed errors.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from stream_forecaster.architecture import LEVELS, STATE
 from stream_forecaster.calendar import Calendar
 from stream_forecaster.compiled import compiled
 from stream_forecaster.config import Settings
+from stream_forecaster.fusion import Stack, or_zero
 from stream_forecaster.inputs import Timetable
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.samples import Told
@@ -82,7 +85,7 @@ class Seats:
 class Lstm:
     """One resolution's share of the network."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  (what it sees of the pool)
         self,
         seats: Seats,
         table: KeyTable,
@@ -90,6 +93,7 @@ class Lstm:
         window: Window,
         spread: Spread,
         settings: Settings,
+        buckets: int,
     ) -> None:
         """Add this resolution's columns to `table`, and itself to `seats`.
 
@@ -100,6 +104,7 @@ class Lstm:
             window: the pool's.
             spread: of the keys' values, the pool's.
             settings: all of them.
+            buckets: G, of the horizon.
         """
         self._seats, self._learner, self._table = seats.all, seats.learner, table
         self._window, self._spread = window, spread
@@ -114,12 +119,16 @@ class Lstm:
         table.add(f"{self._name}.errors", (self._length,), dtype=np.int8)
         table.add(f"{self._name}.asked", dtype=np.bool_)
         table.add(f"{self._name}.state", (STATE,), dtype=np.int8, fill=_NO_STATE)
-
-    @property
-    def shares(self) -> Float64:
-        """(2,) how much of the absolute and of the residual path the fusion begins with."""
-        shares: Float64 = self._learner.shares[self._resolution].copy()
-        return shares
+        self._shares = Stack(
+            table,
+            f"{self._name}.shares",
+            buckets,
+            self._learner.shares[self._resolution].copy(),
+            discount=0.9995,
+            prior=300.0,
+            burst=1.0,
+            convex=True,
+        )
 
     def note(self, index: int, slots: Int64, error: Float64) -> None:
         """One-step errors (B,) that landed in bucket `index`, in expected errors."""
@@ -175,6 +184,37 @@ class Lstm:
         between = np.empty((*view.path.shape, len(self._levels[0])))
         _place(view.path, view.unit, absolute, residual, quantiles, *self._levels, paths, between)
         return paths[0], paths[1], between
+
+    def let_in(self, view: View, paths: Sequence[Float64]) -> tuple[Float64, Float64]:
+        """The pool's path (B, H) with what the network says let in, and their weights (B, G, 2)."""
+        path, share = view.path, self._shares.weights_of(view.slots)
+        for i, said in enumerate(paths):
+            path = path + share[:, view.bucket, i] * or_zero(said - view.path)
+            share[:, :, i] *= ~np.isnan(said[:, :1])
+        return path, share
+
+    def beside(self, weights: Float64, slots: Int64) -> Float64:
+        """The weights of M experts (M, B, G), and behind them the network's where it is asked."""
+        share = np.zeros((2, *weights.shape[1:]))
+        asked = self.asked(slots)
+        share[:, asked] = self._shares.weights(slots[asked])
+        return np.concatenate([weights * (1 - share.sum(axis=0)), share])
+
+    def learn_shares(self, bucket: int, slots: Int64, deviation: Float64, missed: Float64) -> None:
+        """From landed forecasts (B,): how far its paths (2, B) and the truth were from the pool."""
+        self._shares.learn(bucket, slots, or_zero(deviation), missed)
+
+    def settle(self, index: int) -> None:
+        """All forecasts of bucket `index` have landed."""
+        self._shares.settle(index)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is not in the table, for the checkpoint."""
+        return self._shares.arrays()
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take `arrays` back."""
+        self._shares.restore(arrays)
 
     def states(self, slots: Slots) -> Float32:
         """The encoder's states (B, D) of keys, NaN where there is none."""

@@ -11,7 +11,7 @@ So a forecast is only ever judged by data that it has not seen. Between saying a
 resolutions agree on their means (`scales`): what is kept and judged is what is published.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from stream_forecaster.compiled import compiled
 from stream_forecaster.config import Resolution, Settings
 from stream_forecaster.drift import Drift
 from stream_forecaster.due import Due, Landed, Matured, Said
-from stream_forecaster.fusion import Fusion, Stack, or_zero
+from stream_forecaster.fusion import Fusion
 from stream_forecaster.keys import KeyTable, Part, arrays_of, restore_all
 from stream_forecaster.lstm import ABSOLUTE, RESIDUAL, Lstm, Seats, View
 from stream_forecaster.negative_binomial import NegativeBinomial, places
@@ -149,19 +149,8 @@ class Pool:
         self._fusion = Fusion(self._table, self._name, len(self._experts), buckets)
         self._lstm: Lstm | None = None
         if seats is not None:
-            self._lstm = Lstm(
-                seats, self._table, self._calendar, self.window, self._spread, settings
-            )
-            self._final = Stack(
-                self._table,
-                f"{self._name}.final",
-                buckets,
-                self._lstm.shares,
-                discount=0.9995,
-                prior=300.0,
-                burst=1.0,
-                convex=True,
-            )
+            table, calendar, window = self._table, self._calendar, self.window
+            self._lstm = Lstm(seats, table, calendar, window, self._spread, settings, buckets)
 
     def _add_calibration(self, *, has_network: bool) -> None:
         table, name, levels = self._table, self._name, self._levels
@@ -281,7 +270,7 @@ class Pool:
         if self._regression:
             self._regression.settle(index)
         if self._lstm:
-            self._final.settle(index)
+            self._lstm.settle(index)
         for expert in self._experts:
             expert.learn(index, truth)
         drifted = bool(losses) and self._drift.update(float(np.mean(losses)))
@@ -297,9 +286,8 @@ class Pool:
         self._fusion.learn(group.bucket, group.slots, said.predictions[:m], group.truth, spread)
         if not self._lstm:
             return
-        missed = group.truth - said.pooled
-        deviation = or_zero(said.predictions[m:] - said.pooled)
-        self._final.learn(group.bucket, group.slots, deviation / spread, missed / spread)
+        missed, deviation = group.truth - said.pooled, said.predictions[m:] - said.pooled
+        self._lstm.learn_shares(group.bucket, group.slots, deviation / spread, missed / spread)
         if group.bucket == 0:
             path, bucket = said.pooled[:, None], np.array([group.bucket])
             unit = self.expected_error(group.slots, path, bucket)[:, 0]
@@ -377,7 +365,7 @@ class Pool:
             asked = self._lstm.asked(rows)
             view = self._view(rows[asked], ahead, by_key[asked], pooled[asked])
             *paths, said = self._lstm.answer(view)
-            path, share = self._let_in(view, paths)
+            path, share = self._lstm.let_in(view, paths)
             theirs = weights[asked] * (1 - share.sum(axis=2, keepdims=True))
             predictions[-2:], mean = np.nan, pooled.copy()
             predictions[-2, asked], predictions[-1, asked] = paths
@@ -388,14 +376,6 @@ class Pool:
         if self._is_count:
             mean = np.maximum(mean, 0.0)
         return Opinion(slots, index + ahead, bucket, predictions, pooled, mean, spoken, outside)
-
-    def _let_in(self, view: View, paths: Sequence[Float64]) -> tuple[Float64, Float64]:
-        """The pool's path (B, H) with the network's let in, and their weights (B, G, 2)."""
-        path, share = view.path, self._final.weights_of(view.slots)
-        for i, said in enumerate(paths):
-            path = path + share[:, view.bucket, i] * or_zero(said - view.path)
-            share[:, :, i] *= ~np.isnan(said[:, :1])
-        return path, share
 
     def keep(self, rows: slice, opinion: Opinion, mean: Float64) -> None:
         """Keep what is said of `rows`, at G or all H steps, until its time comes.
@@ -605,19 +585,14 @@ class Pool:
         if self._regression:
             yield "regression", self._regression
         if self._lstm:
-            yield "final", self._final
+            yield "lstm", self._lstm
         for expert in self._experts:
             yield expert.name, expert
 
     def _mixed(self, slots: Int64) -> Float64:
         """(M, B, G) the weights of all who have one; the network's where it is asked."""
         weights = self._fusion.weights(slots)
-        if not self._lstm:
-            return weights
-        share = np.zeros((2, *weights.shape[1:]))
-        asked = self._lstm.asked(slots)
-        share[:, asked] = self._final.weights(slots[asked])
-        return np.concatenate([weights * (1 - share.sum(axis=0)), share])
+        return self._lstm.beside(weights, slots) if self._lstm else weights
 
     def _column(self, name: str) -> NDArray[Any]:
         return self._table[f"{self._name}.{name}"]

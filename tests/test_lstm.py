@@ -39,7 +39,7 @@ class Seat:
             self.table, calendar, resolution, open_span_ms=2 * MINUTE_MS, is_mean=False
         )
         spread = Spread(self.table, "p")
-        self.lstm = Lstm(Seats(self.learner), self.table, calendar, self.window, spread, config)
+        self.lstm = Lstm(Seats(self.learner), self.table, calendar, self.window, spread, config, 1)
         self.window.begin(START_MS)
         self.slots = self.table.intern([b"%d" % i for i in range(_K)], np.full(_K, START_MS))
 
