@@ -72,6 +72,7 @@ clean: ## remove the environment and every cache
 
 .venv/installed: .venv/locked pyproject.toml
 	$(BIN)/pip install $(PIP_FLAGS) -q --no-deps --no-build-isolation -e .
+	@echo "Compiling what runs for every key, once: half a minute ..."
 	@$(BIN)/python -c 'from stream_forecaster import cli; cli.compile_on_all_cores()'
 	@touch $@
 	@echo "Ready."
