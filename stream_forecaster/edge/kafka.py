@@ -403,7 +403,7 @@ def _consumer_config(settings: Settings, instance: str) -> dict[str, Any]:
         # A turn costs about as much for a hundred records as for a thousand. So the broker answers
         # when there is something worth a turn, or after a wait that no reader notices.
         "fetch_min_bytes": 128 << 10,
-        "fetch_max_wait_ms": 50,
+        "fetch_max_wait_ms": 100,
         "allow_auto_create_topics": False,
         "metrics_enabled": False,
         # A member that joins before it knows the topic's partitions gets none until the next look.
