@@ -143,6 +143,7 @@ class Service:
         self._hear_all(poll.records)
         if self._commit_due(idle=not any(map(len, poll.records))):
             self._commit()
+        # Once more, as one is written at a time: a partition that has stood still waits its turn.
         self._saving.turn(self._settled())
         self._give_back()
         self._report()
@@ -288,6 +289,7 @@ class Service:
             self._telemetry.forecasts_shed("superseded", held.pending.shed)
             held.pending = Pending()
         self._published += len(messages)
+        self._saving.turn(self._settled())
         return True
 
     def _give_back(self) -> None:

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from streams import Row, busy_log, forgetful, lessons, rows, settings, with_tombstones
+from streams import START_MS, Row, busy_log, forgetful, lessons, rows, settings, with_tombstones
 
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.memory import (
@@ -150,6 +150,14 @@ def test_any_schedule_of_deaths_forgets_the_same_keys(
     _assert_undisturbed(settings(publish="changed"), {0: log}, draws, sizes)
 
 
+_LONG_SILENCE: list[Row] = [
+    (None, b'{"user_id":"ann","ts":%d,"v":0.0}' % time_ms, time_ms)
+    for time_ms in (*[START_MS] * 5, *[START_MS + 93_600_000] * 2, *[START_MS + 93_900_000] * 3)
+]
+"""More than the longest window between two hops of one poll: whoever dies between their commits, or
+behind the second, goes on as before only if each of them was followed by a checkpoint."""
+
+
 @pytest.mark.timeout(400)
 @effort(max_examples=15)
 @given(
@@ -192,6 +200,7 @@ def test_any_schedule_of_deaths_in_pieces_gives_the_uninterrupted_output(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=10),
     most=st.sampled_from([1, 20, 1_000]),
 )
+@example(log=_LONG_SILENCE, publish="changed", draws=[0, 0, 3, 0, 0, 1], sizes=[7], most=1)
 def test_what_is_shed_is_old_news(
     log: list[Row], publish: str, draws: list[int], sizes: list[int], most: int
 ) -> None:
