@@ -34,7 +34,7 @@ _START_MS = 1_767_571_200_000  # 2026-01-05, a Monday
 _SPAN_MS = 30 * 60_000
 _PER_POLL = 5_000
 _TURN_S = 0.05
-"""Between two polls under a fixed load: what a fetch waits for at most."""
+"""Between two polls under a fixed load."""
 _MUST = Bound(most=2.0)
 _READ = """
 import sys, time, urllib.request
