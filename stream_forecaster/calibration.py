@@ -30,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_forecaster.compiled import compiled, inlined
-from stream_forecaster.fusion import FORGET, ExponentialWeights
+from stream_forecaster.fusion import ExponentialWeights
 from stream_forecaster.keys import KeyTable, nested, under
+from stream_forecaster.stacking import FORGET
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]

@@ -44,6 +44,7 @@ LIST = (
     "pace",
     "learning",
     "worth",
+    "stacking",
     "fusion",
     "lstm",
     "calibration",
