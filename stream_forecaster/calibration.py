@@ -155,13 +155,28 @@ class Mixture:
         levels: tuple[float, ...],
         buckets: int,
         *,
-        members: int,
+        prior: Sequence[float],
         is_count: bool,
     ) -> None:
+        """Add the columns to `table`.
+
+        Args:
+            table: the shard's.
+            prefix: of the columns.
+            levels: Q.
+            buckets: G.
+            prior: of each member, from 0 to 1, how much it is believed before anything has landed.
+            is_count: are the values counts?
+        """
         self._levels, self._is_count = np.array(levels), is_count
         sharpness = _COUNT_SHARPNESS if is_count else _SHARPNESS
         self._weights = ExponentialWeights(
-            table, f"{prefix}.mixture", members, buckets, sharpness=sharpness
+            table,
+            f"{prefix}.mixture",
+            len(prior),
+            buckets,
+            sharpness=sharpness,
+            prior=np.array(prior),
         )
         self._shift = np.zeros((buckets, len(levels)))  # in expected errors
 

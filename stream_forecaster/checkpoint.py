@@ -23,7 +23,7 @@ from stream_forecaster.errors import CheckpointCorrupt, CheckpointMismatch
 
 T = TypeVar("T")
 
-VERSION = 4
+VERSION = 5
 _MAGIC = b"SFCP"
 _HEAD = struct.Struct(">4sII")
 _FREE = frozenset({"state.max_keys"})

@@ -36,6 +36,9 @@ _PRIOR_BUCKETS = 20.0
 """How many of a key's own landed forecasts weigh as much as the population's experience."""
 _LARGEST_LOSS = 25.0
 """Losses are in squared spreads of the key; one outlier must not decide the weights."""
+_LEAST_PRIOR = 0.01
+_PRIOR_FADES = 200.0
+"""Landed forecasts, a key's own and of all keys, after which a prior counts for half."""
 _NO_MASS = 1e-12
 
 
@@ -50,8 +53,24 @@ class ExponentialWeights:
         buckets: int,
         *,
         sharpness: float = _SHARPNESS,
+        prior: Float64 | None = None,
     ) -> None:
+        """Add the columns to `table`.
+
+        Args:
+            table: the shard's.
+            prefix: of the columns.
+            experts: M.
+            buckets: G.
+            sharpness: how much a loss tells.
+            prior: (M,) from 0 to 1, how much each is believed before anything has landed; None: all
+                alike. It counts for half when a hundred forecasts of a key have landed, and of all
+                keys as many.
+        """
         self._table, self._prefix, self._sharpness = table, prefix, sharpness
+        self._doubt = np.zeros(experts)  # (M,) minus the logarithm of the prior
+        if prior is not None:
+            self._doubt[:] = -np.log(np.maximum(prior, _LEAST_PRIOR))
         table.add(f"{prefix}.loss", (buckets, experts), dtype=np.float32)
         table.add(f"{prefix}.landed", (buckets,), dtype=np.float32)
         self._loss = np.zeros((buckets, experts))
@@ -103,6 +122,7 @@ class ExponentialWeights:
             truth,
             spread,
             self._sharpness,
+            self._doubt,
             np.zeros((3, self.members)),
             np.empty(self._loss.shape),
             *self._own(),
@@ -131,10 +151,17 @@ class ExponentialWeights:
 
     def evidence(
         self, slots: Slots
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], Int64, Float64, Float64, float]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], Int64, Float64, Float64, float, Float64]:
         """What the weights of `slots` (B,) are made of, as loops take it."""
         rows = self._table.rows(slots)
-        return *self._own(), rows, self._population(), self._landed, self._sharpness
+        return (
+            *self._own(),
+            rows,
+            self._population(),
+            self._landed,
+            self._sharpness,
+            self._doubt,
+        )
 
     @property
     def members(self) -> int:
@@ -159,10 +186,15 @@ class ExponentialWeights:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""
-        return {"loss": self._loss, "landed": self._landed}
+        return {
+            "doubt": self._doubt,  # of the weights it began with, which may since be others
+            "loss": self._loss,
+            "landed": self._landed,
+        }
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take `arrays` back."""
+        self._doubt[:] = arrays["doubt"]
         self._loss[:], self._landed[:] = arrays["loss"], arrays["landed"]
 
 
@@ -315,10 +347,11 @@ def _weigh_one(  # noqa: PLR0913, PLR0917  (what weights are made of)
     population: Float64,
     landed: Float64,
     sharpness: float,
+    doubt: Float64,
     bucket: int,
     weight: Float64,
 ) -> None:
-    """Weights (M,) of one key in a horizon bucket by its losses.
+    """Weights (M,) of one key in a horizon bucket by its losses, and by how much each is in doubt.
 
     Four sums at a time, and four minima: each of one alone waits for the one before.
     """
@@ -336,8 +369,9 @@ def _weigh_one(  # noqa: PLR0913, PLR0917  (what weights are made of)
     best = min(a, b, c, d)
     evidence = np.sqrt(heard + min(landed[bucket], _PRIOR_BUCKETS))
     factor = -sharpness * evidence / (best + 1e-6)
+    fade = _PRIOR_FADES / (_PRIOR_FADES + heard + landed[bucket])
     for m in range(experts):
-        weight[m] = exp_below_zero(factor * (weight[m] - best))
+        weight[m] = exp_below_zero(factor * (weight[m] - best) - fade * doubt[m])
     w = x = y = z = 0.0
     for m in range(0, fours, 4):
         w, x, y, z = w + weight[m], x + weight[m + 1], y + weight[m + 2], z + weight[m + 3]
@@ -348,7 +382,7 @@ def _weigh_one(  # noqa: PLR0913, PLR0917  (what weights are made of)
         weight[m] = (1 - _SHARE) * weight[m] / total + _SHARE / experts
 
 
-@compiled("f4:3 f4:2 i8:1 f8:2 f8:1 f8 > f8:3")
+@compiled("f4:3 f4:2 i8:1 f8:2 f8:1 f8 f8:1 > f8:3")
 def _weigh(  # noqa: PLR0913, PLR0917  (likewise)
     own: NDArray[np.float32],
     count: NDArray[np.float32],
@@ -356,15 +390,16 @@ def _weigh(  # noqa: PLR0913, PLR0917  (likewise)
     population: Float64,
     landed: Float64,
     sharpness: float,
+    doubt: Float64,
     weights: Float64,
 ) -> None:
     """Weights (B, G, M) of rows (B,) by their losses, the population's being (G, M)."""
     for b in range(len(rows)):
         for g in range(weights.shape[1]):
-            _weigh_one(own, count, rows[b], population, landed, sharpness, g, weights[b, g])
+            _weigh_one(own, count, rows[b], population, landed, sharpness, doubt, g, weights[b, g])
 
 
-@compiled("i8 i8:1 f8:2 f8:1 f8:1 f8 > f8:2 f8:2 f4:3 f4:2 f8:2 f8:1 f8:2 f8:1")
+@compiled("i8 i8:1 f8:2 f8:1 f8:1 f8 f8:1 > f8:2 f8:2 f4:3 f4:2 f8:2 f8:1 f8:2 f8:1")
 def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
     bucket: int,
     landing: Int64,
@@ -372,6 +407,7 @@ def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
     truth: Float64,
     spread: Float64,
     sharpness: float,
+    doubt: Float64,
     spare: Float64,
     mean: Float64,
     own: NDArray[np.float32],
@@ -399,7 +435,7 @@ def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
         mean[bucket, m] = population[bucket, m] / max(landed[bucket], 1.0)
     for b in range(keys):
         error = deviation[b]
-        _weigh_one(own, count, landing[b], mean, landed, sharpness, bucket, weight)
+        _weigh_one(own, count, landing[b], mean, landed, sharpness, doubt, bucket, weight)
         mass, missed = 0.0, 0.0
         for m in range(experts):
             if not np.isnan(error[m]):
@@ -411,7 +447,7 @@ def _miss(  # noqa: PLR0913, PLR0917  (what is learned of a forecast)
             error[m] = 0.0 if np.isnan(error[m]) else error[m] + miss
 
 
-@compiled("f8:3 i8:1 f4:3 f4:2 i8:1 f8:2 f8:1 f8 > f8:2 i8:1 f8:3 f8:3 f8:2")
+@compiled("f8:3 i8:1 f4:3 f4:2 i8:1 f8:2 f8:1 f8 f8:1 > f8:2 i8:1 f8:3 f8:3 f8:2")
 def _fuse(  # noqa: C901, PLR0912, PLR0913, PLR0917  (loops in a loop over what weights are made of)
     predictions: Float64,
     bucket: Int64,
@@ -421,6 +457,7 @@ def _fuse(  # noqa: C901, PLR0912, PLR0913, PLR0917  (loops in a loop over what 
     population: Float64,
     landed: Float64,
     sharpness: float,
+    doubt: Float64,
     spare: Float64,
     silent: Int64,
     stacked: Float64,
@@ -437,7 +474,7 @@ def _fuse(  # noqa: C901, PLR0912, PLR0913, PLR0917  (loops in a loop over what 
     for b in range(len(rows)):
         weight, bend, said = weights[b], stacked[b], predictions[b]
         for g in range(buckets):
-            _weigh_one(own, count, rows[b], population, landed, sharpness, g, weight[g])
+            _weigh_one(own, count, rows[b], population, landed, sharpness, doubt, g, weight[g])
         for m in range(experts):
             silent[m] = 0
             for h in range(steps):

@@ -130,6 +130,11 @@ class Lstm:
             convex=True,
         )
 
+    @property
+    def share(self) -> float:
+        """With how much of a say its paths begin, from 0 to 1."""
+        return float(self._learner.shares[self._resolution].sum())
+
     def note(self, index: int, slots: Int64, error: Float64) -> None:
         """One-step errors (B,) that landed in bucket `index`, in expected errors."""
         error = np.nan_to_num(error)  # of a forecast that was no number, nothing is known

@@ -138,7 +138,7 @@ class Pool:
         self._drift = Drift()
         self._weighed: tuple[int, Float64] | None = None
         self._add_fusion(seats, settings)
-        self._add_calibration(has_network=seats is not None)
+        self._add_calibration()
         add = table.add
         add(f"{self._name}.sent", (len(self._horizons),), dtype=np.float32, fill=np.nan)
         add(f"{self._name}.quality", (4,), dtype=np.float32)  # |error|, naive's, covered, weight
@@ -152,7 +152,7 @@ class Pool:
             table, calendar, window = self._table, self._calendar, self.window
             self._lstm = Lstm(seats, table, calendar, window, self._spread, settings, buckets)
 
-    def _add_calibration(self, *, has_network: bool) -> None:
+    def _add_calibration(self) -> None:
         table, name, levels = self._table, self._name, self._levels
         buckets, is_count = len(self._horizons), self._is_count
         self._calibration = Calibration(table, name, levels, buckets, is_count=is_count)
@@ -168,15 +168,15 @@ class Pool:
                 self._horizons,
                 experts=len(self.experts),
             )
-        members = 1 + is_count + has_network
-        self._mixture = Mixture(table, name, levels, buckets, members=members, is_count=is_count)
+        prior = [1.0] * (1 + is_count) + ([self._lstm.share] if self._lstm else [])
+        self._mixture = Mixture(table, name, levels, buckets, prior=prior, is_count=is_count)
         self._due = Due(
             table,
             name,
             self._horizons,
             forecasters=len(self.experts),
             levels=len(levels),
-            members=(1 if is_count else 2) if has_network else 0,
+            members=(1 if is_count else 2) if self._lstm else 0,
             whole=is_count,
             most=_LEAN_KEPT if self._is_lean else _KEPT,
         )

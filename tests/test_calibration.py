@@ -142,7 +142,7 @@ _FIRST = np.array([0])
 def _mixture(*, is_count: bool, members: int = 2) -> Mixture:
     table = KeyTable()
     table.intern([b"a"], np.zeros(1, np.int64))
-    return Mixture(table, "x", _LEVELS, 1, members=members, is_count=is_count)
+    return Mixture(table, "x", _LEVELS, 1, prior=[1.0] * members, is_count=is_count)
 
 
 @pytest.mark.parametrize("is_count", [False, True])
@@ -216,7 +216,7 @@ def test_counts_are_judged_by_what_the_members_say(seed: int, *, has_network: bo
     calibration = Calibration(table, "x", levels, buckets, is_count=True)
     counts = NegativeBinomial(levels, buckets)
     one, other = (
-        Mixture(table, name, levels, buckets, members=2 + has_network, is_count=True)
+        Mixture(table, name, levels, buckets, prior=[1.0] * (2 + has_network), is_count=True)
         for name in ("one", "other")
     )
     for _ in range(4):

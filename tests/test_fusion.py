@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from stream_forecaster.fusion import (
     _DISCOUNT,
     _LARGEST_LOSS,
+    _LEAST_PRIOR,
     _PRIOR_BUCKETS,
+    _PRIOR_FADES,
     _SHARE,
     _SHARPNESS,
     ExponentialWeights,
@@ -47,12 +49,15 @@ def _table(keys: int = _K) -> KeyTable:
 # -- exponential weights ---------------------------------------------------------------------------
 
 
-def _exponential() -> ExponentialWeights:
-    return ExponentialWeights(_table(), "p", _M, _G)
+_priors = st.none() | npst.arrays(np.float64, _M, elements=st.floats(0, 1))
 
 
-def _taught(history: History) -> ExponentialWeights:
-    exponential = _exponential()
+def _exponential(prior: Float64 | None = None) -> ExponentialWeights:
+    return ExponentialWeights(_table(), "p", _M, _G, prior=prior)
+
+
+def _taught(history: History, prior: Float64 | None = None) -> ExponentialWeights:
+    exponential = _exponential(prior)
     for bucket, slots, losses in history:
         landed = np.array(sorted(slots), np.int64)
         spoken = np.where(np.isnan(losses).all(axis=0), 1.0, losses)  # one expert always speaks
@@ -69,10 +74,10 @@ def test_weights_sum_to_one(history: History) -> None:
     assert (weights >= _SHARE / _M * (1 - 1e-9)).all()
 
 
-@given(history=_histories)
-def test_weights_are_the_formula(history: History) -> None:
+@given(history=_histories, prior=_priors)
+def test_weights_are_the_formula(history: History, prior: Float64 | None) -> None:
     """Discounted losses, own shrunk to everyone's, through an exponential of the regret."""
-    exponential = _taught(history)
+    exponential = _taught(history, prior)
     weights, losses = exponential.weights(_ALL), exponential.losses(_ALL)
     everyone = np.zeros((_G, _M + 1))
     own = np.zeros((_K, _G, _M + 1))
@@ -89,15 +94,30 @@ def test_weights_are_the_formula(history: History) -> None:
         everyone[bucket] = _DISCOUNT * everyone[bucket] + [*mean, 1.0]
     for k in range(_K):
         for g in range(_G):
-            prior = everyone[g, :_M] / max(everyone[g, _M], 1.0)
+            population = everyone[g, :_M] / max(everyone[g, _M], 1.0)
             count = own[k, g, _M]
-            loss = (own[k, g, :_M] + _PRIOR_BUCKETS * prior) / (count + _PRIOR_BUCKETS)
+            loss = (own[k, g, :_M] + _PRIOR_BUCKETS * population) / (count + _PRIOR_BUCKETS)
             regret = (loss - loss.min()) / (loss.min() + 1e-6)
             evidence = np.sqrt(count + min(everyone[g, _M], _PRIOR_BUCKETS))
             raw = np.exp(-_SHARPNESS * evidence * regret)
+            fade = _PRIOR_FADES / (_PRIOR_FADES + count + everyone[g, _M])
+            raw *= np.maximum(1.0 if prior is None else prior, _LEAST_PRIOR) ** fade
             expected = (1 - _SHARE) * raw / raw.sum() + _SHARE / _M
             np.testing.assert_allclose(losses[k, g], loss, rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(weights[:, k, g], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_who_is_not_believed_is_heard_as_it_earns_it() -> None:
+    """Beginning with next to nothing; equal losses leave it below the others, ever less so."""
+    exponential = _exponential(np.array([1.0, 1.0, 0.0]))
+    begun, equal = exponential.weights(_ALL)[2, 0, 0], np.ones((_M, _K))
+    assert begun < 0.02
+    for _ in range(1500):
+        exponential.learn(0, np.arange(_K), equal)
+    assert 0.1 < exponential.weights(_ALL)[2, 0, 0] < 1 / 3
+    for _ in range(500):
+        exponential.learn(0, np.arange(_K), equal * [[1.0], [1.0], [0.8]])
+    assert exponential.weights(_ALL)[2, 0, 0] > 0.6
 
 
 @given(history=_histories, slots=_slots)
