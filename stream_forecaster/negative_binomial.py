@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_forecaster.compiled import compiled, inlined
+from stream_forecaster.stacking import FORGET
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -65,6 +66,10 @@ class NegativeBinomial:
         changed = np.flatnonzero(np.abs(dispersion - self._dispersion) > 0.02 * self._dispersion)
         self._dispersion[changed] = dispersion[changed]
         self._tabulate(changed)
+
+    def forget(self) -> None:
+        """Count what was learned of the dispersions for a tenth: a drift was detected."""
+        self._moments *= FORGET
 
     def quantiles(self, mean: Float64, bucket: Int64) -> Float64:
         """Quantiles (B, H, Q), ascending, of means (B, H) in horizon buckets (H,); NaN if large."""

@@ -275,10 +275,19 @@ class Pool:
             expert.learn(index, truth)
         drifted = bool(losses) and self._drift.update(float(np.mean(losses)))
         if drifted:
-            self._fusion.forget()
-            self._calibration.forget()
-            self._mixture.forget()
+            self._forget()
         return drifted
+
+    def _forget(self) -> None:
+        """Count what was learned of forecasts for a tenth.
+
+        Not the network's shares, which would go back to what synthetic worlds justify, nor the
+        regression of quantiles: both were worse for it.
+        """
+        for part in (self._fusion, self._calibration, self._mixture):
+            part.forget()
+        if self._distribution:
+            self._distribution.forget()
 
     def _learn_weights(self, index: int, group: Landed, spread: Float64) -> None:
         """Of the experts, then of the network, which is also told of the pool's errors."""

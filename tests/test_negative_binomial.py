@@ -81,6 +81,23 @@ def test_the_dispersion_is_found(dispersion: float) -> None:
     assert np.abs(said - expected).max() <= 1
 
 
+def test_after_forgetting_another_dispersion_is_found_sooner() -> None:
+    """A drift was detected: what comes now counts for more than what came before."""
+    rng, mean = np.random.default_rng(0), np.geomspace(0.05, 20, 40)
+    before = rng.poisson(mean * rng.gamma(0.5, 2.0, (600, 40))) + 0.0
+    now = rng.poisson(mean, (60, 40)) + 0.0
+    found = []
+    for forgets in (False, True):
+        counts = _taught(before, mean)
+        if forgets:
+            counts.forget()
+        for index, truth in enumerate(now):
+            counts.learn(0, mean, truth)
+            counts.settle(index)
+        found.append(float(counts.arrays()["dispersion"][0]))
+    assert found[1] < 0.6 * found[0]
+
+
 def test_it_begins_somewhere() -> None:
     """Before anything has landed: a little wider than Poisson, and finite down to nothing."""
     counts = NegativeBinomial(_LEVELS, 2)

@@ -269,12 +269,18 @@ def test_a_forecast_moves_by_a_tenth_of_its_error() -> None:
     assert alone.pool.moved(ann, alone.paths(ann).mean)
 
 
+_NO_LESSONS = Pace(every=0)
+
+
 class Coins:
     """Twenty keys that are each a level or zero, as a coin falls."""
 
-    def __init__(self) -> None:
+    def __init__(self, aggregate: str = "count", pace: Pace = _NO_LESSONS) -> None:
         resolution = {"step": "1m", "context": 5, "horizon": 1}
-        self.alone = Alone(parse({"resolutions": [resolution]}))
+        value = {"aggregate": aggregate} | ({} if aggregate == "count" else {"value": "v"})
+        self.learner = Learner([_MINUTE_MS], [5], [1], None, seed=(0,), pace=pace)
+        config = parse({"input": value, "resolutions": [resolution]})
+        self.alone = Alone(config, Seats(self.learner))
         self._rng = np.random.default_rng(0)
 
     def close(self, level: float) -> bool:
@@ -287,15 +293,16 @@ class Coins:
         pool.issue()
         return drifted
 
-    def evidence(self) -> float:
-        """How many landed forecasts the fusion counts, the mean of a key's and the population's."""
-        own = self.alone.table[f"pool.{_MINUTE_MS}.landed"].mean()
-        return float(own + self.alone.pool.arrays()["fusion.exponential.landed"].mean()) / 2
-
-    def widths(self) -> float:
-        """The same of the calibration."""
-        own = self.alone.table[f"pool.{_MINUTE_MS}.residual"][..., 1].mean()
-        return float(own + self.alone.pool.arrays()["calibration.residual"][..., 1].mean()) / 2
+    def evidence(self) -> dict[str, float]:
+        """How many landed forecasts each part counts, of the population and of the keys."""
+        pool, table = self.alone.pool.arrays(), self.alone.table
+        names = ("fusion.exponential", "fusion.stack", "mixture.weights")
+        counts = {name: pool[f"{name}.landed"] for name in names}
+        counts |= {"residual": pool["calibration.residual"][..., 1]}
+        counts |= {"own": table[f"pool.{_MINUTE_MS}.landed"]}
+        counts |= {"own mixture": table[f"pool.{_MINUTE_MS}.mixture.landed"]}
+        counts |= {"own residual": table[f"pool.{_MINUTE_MS}.residual"][..., 1]}
+        return {name: array.sum() / max(array.size, 1) for name, array in counts.items()}
 
 
 def test_a_drift_lasts_sixty_buckets() -> None:
@@ -311,19 +318,42 @@ def test_a_drift_lasts_sixty_buckets() -> None:
     assert lasted == 60
 
 
-def test_a_drift_makes_fusion_and_calibration_forget() -> None:
+@pytest.mark.parametrize("aggregate", ["count", "sum"])
+def test_a_drift_makes_all_that_learns_of_forecasts_forget(aggregate: str) -> None:
     """A tenth of the evidence is left, of the keys' and of the population's; it grows otherwise."""
-    coins, drifted, widths = Coins(), False, 0.0
+    coins, drifted, before = Coins(aggregate), False, {}
     for n in range(260):
-        before, widths = (coins.evidence(), coins.widths()) if n else (0.0, 0.0)
+        before = coins.evidence()
         drifted = coins.close(10.0 if n < 200 else 2_000.0)
         if drifted:
             break
-        assert coins.evidence() >= before
+        assert all(coins.evidence()[name] >= count for name, count in before.items())
     assert drifted
-    assert before > 100
-    assert 0.09 * before < coins.evidence() < 0.11 * before
-    assert 0.09 * widths < coins.widths() < 0.12 * widths
+    after = coins.evidence()
+    for name, count in before.items():
+        assert count > 50, name
+        assert 0.09 * count < after[name] < 0.12 * count, name
+
+
+def test_a_drift_lifts_the_pace_of_training() -> None:
+    """While it lasts there is a step after every bucket, before it after one in six."""
+    coins = Coins(pace=Pace(every=6, draw=4, rows=4, speaks=False))
+    learner = coins.learner
+    for _ in range(6):
+        coins.close(10.0)
+    before = learner.steps
+    assert not any(coins.close(10.0) for _ in range(198))
+    assert learner.steps - before == 198 // 6
+    assert any(coins.close(2_000.0) for _ in range(60))
+    before, lasted = learner.steps, 0
+    while coins.alone.pool.drifting:
+        lasted += 1
+        coins.close(0.0)
+    assert learner.steps - before >= lasted - 1 > 50
+    before = learner.steps
+    for _ in range(60):
+        coins.close(0.0)
+    assert learner.steps - before == 60 // 6
 
 
 _horizon, _growth = st.integers(1, 1000), st.sampled_from([2, 8])
