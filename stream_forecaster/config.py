@@ -396,6 +396,11 @@ class Model(_Section):
         description="state per key against accuracy: lean has fewer experts and a shorter memory; "
         f"auto is lean where state.max_keys is above {AUTO_FULL_KEYS:,}",
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="where the network is computed; auto: by CUDA where torch finds it. The same "
+        "log gives the same bytes only on the same kind of device",
+    )
     seed: int = Field(0, ge=0, description="of all that is drawn by lot")
 
 
@@ -500,13 +505,18 @@ class Settings(_Section):
         return profile == "lean" or (profile == "auto" and self.state.max_keys > AUTO_FULL_KEYS)
 
     def determining(self) -> dict[str, Any]:
-        """The settings that forecasts depend on, and so what a checkpoint is bound to."""
+        """The settings that forecasts depend on, and so what a checkpoint is bound to.
+
+        `model.device` is not one of them, though bits depend on it: it says on what machine, not
+        what is forecast. Rounding differs between processors too, and who has lost a graphics
+        processor must not lose all that was learned.
+        """
         spelled = redacted(self)
         return {
             "input": spelled["input"],
             "resolutions": spelled["resolutions"],
             "output": {name: spelled["output"][name] for name in ("quantiles", "publish")},
-            "model": spelled["model"],
+            "model": {name: of for name, of in spelled["model"].items() if name != "device"},
             "state": {name: spelled["state"][name] for name in ("key_ttl", "max_keys")},
             "kafka": {"group_id": spelled["kafka"]["group_id"]},
         }

@@ -25,6 +25,7 @@ from torch.optim.adamw import adamw
 from torch.random import fork_rng
 
 from stream_forecaster import inference
+from stream_forecaster.errors import ConfigError
 from stream_forecaster.inputs import gate_bucket, window_length
 from stream_forecaster.keys import nested, under
 from stream_forecaster.network import Answer, Network, Steps, loss
@@ -57,7 +58,7 @@ class Learner:
         quiet: draw no samples for now.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (one for each thing that is chosen)
         self,
         steps_ms: Sequence[int],
         contexts: Sequence[int],
@@ -66,6 +67,7 @@ class Learner:
         *,
         seed: Sequence[int],
         pace: Pace,
+        device: str = "auto",
     ) -> None:
         """Begin with `weights`, or with random ones, which no one has reason to trust.
 
@@ -76,10 +78,14 @@ class Learner:
             weights: to start from.
             seed: of all draws.
             pace: how much is learned, and how fast.
+            device: "cpu", "cuda", or "auto".
+
+        Raises:
+            ConfigError: there is no such device.
         """
         torch.set_num_threads(1)  # one process per core; and the same bits whatever the machine
         self._seed, self._pace, self.speaks = tuple(seed), pace, pace.speaks
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = chosen(device)
         with fork_rng(devices=[]):
             torch.manual_seed(sum(seed))
             self.network = Network(len(steps_ms)).to(self._device)
@@ -289,6 +295,21 @@ class Learner:
 
     def _rng(self, *of: int) -> np.random.Generator:
         return np.random.default_rng([*self._seed, *of])
+
+
+def chosen(device: str) -> torch.device:
+    """What `model.device` means on this machine.
+
+    Raises:
+        ConfigError: CUDA is asked for, and torch does not find it.
+    """
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise ConfigError(
+            f'model.device = "cuda", but torch {torch.__version__} finds no CUDA device here; '
+            '"auto" takes one where it is, "cpu" never'
+        )
+    return torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
 
 
 class _Adam:

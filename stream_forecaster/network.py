@@ -119,7 +119,8 @@ class Decoder(nn.Module):
         paths = steps.candidates.nan_to_num()
         told = torch.cat([paths / 2, steps.losses, steps.clues], 2)  # (B, H, 2 M + CLUES)
         hidden = self.step(told)  # (B, H, W)
-        hidden = functional.gelu(hidden.add_(context.index_select(1, steps.bucket)))
+        # Not `index_select`, whose gradient is summed by CUDA in any order; here the same bits.
+        hidden = functional.gelu(hidden.add_(context[:, steps.bucket]))
         hidden = functional.gelu(self.mix(hidden)).add_(hidden)
         mixture, offset, gaps = self.out(hidden).split([m + 1, 3, len(LEVELS) - 1], 2)
         # Softmax over them and the pool, whose own path is 0, in a third of its time.

@@ -419,7 +419,12 @@ def _to_forget(records: Records, row: int) -> bytes | None:
 
 
 def load_parts(settings: Settings) -> None:
-    """Load what shards of these settings are made of, by making one: torch, scipy, seconds."""
+    """Load what shards of these settings are made of, by making one: torch, scipy, seconds.
+
+    Raises:
+        ConfigError: `model.river` names what river does not have, `model.device` what the machine
+            has not.
+    """
     Shard(settings, settings.input.calendar(), 0, 0)
 
 
@@ -440,4 +445,5 @@ def learner_for(
         weights or shipped(),
         seed=(model.seed, partition),
         pace=pace or Pace(every=model.train_every_hops, rows=model.train_rows),
+        device=model.device,
     )

@@ -703,6 +703,7 @@ SECTIONS: dict[str, st.SearchStrategy[Any]] = {
             "network": st.booleans(),
             "train_every_hops": st.integers(0, 1_000),
             "train_rows": st.integers(1, 256),
+            "device": st.sampled_from(["auto", "cpu", "cuda"]),
             "seed": st.integers(0, 2**53),
         },
     ),
@@ -814,10 +815,11 @@ def test_each_determining_setting_changes_config_id(section: str, name: str, val
         {"output": {"topic": "other", "dead_letter_topic": "another", "scores_topic": "s"}},
         {"state": {"checkpoint_url": "memory://x", "checkpoint_interval": "1s"}},
         {"http": {"port": 1}, "log": {"level": "debug"}},
+        {"model": {"device": "cpu"}},
     ],
 )
 def test_the_rest_leaves_config_id_alone(mapping: dict[str, Any]) -> None:
-    """Moving a broker, a topic or a port keeps the state."""
+    """Moving a broker, a topic, a port or the network keeps the state."""
     assert parse(mapping).config_id == parse({}).config_id
 
 

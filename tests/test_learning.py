@@ -3,11 +3,13 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
 from stream_forecaster.architecture import CANDIDATES, CHANNELS, CLUES, PATHS, STATE, STATISTICS
-from stream_forecaster.learning import Learner
+from stream_forecaster.errors import ConfigError
+from stream_forecaster.learning import Learner, chosen
 from stream_forecaster.pace import Pace
 from stream_forecaster.samples import Told
 from stream_forecaster.weights import shipped
@@ -216,6 +218,58 @@ def test_answers_and_shares_have_one_order() -> None:
 def test_random_weights_have_no_share() -> None:
     """No one has reason to trust them."""
     assert not _learner().shares.any()
+
+
+# -- devices ---------------------------------------------------------------------------------------
+
+
+def _has_cuda(monkeypatch: pytest.MonkeyPatch, *, has: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has)
+
+
+@pytest.mark.parametrize(
+    ("device", "with_cuda", "without"), [("auto", "cuda", "cpu"), ("cpu", "cpu", "cpu")]
+)
+def test_cuda_is_taken_where_it_is_and_may_be(
+    monkeypatch: pytest.MonkeyPatch, device: str, with_cuda: str, without: str
+) -> None:
+    """Unless the settings say otherwise."""
+    for has, expected in ((True, with_cuda), (False, without)):
+        _has_cuda(monkeypatch, has=has)
+        assert chosen(device).type == expected
+
+
+def test_cuda_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which names the setting: who asks for it must not get something else."""
+    _has_cuda(monkeypatch, has=True)
+    assert chosen("cuda").type == "cuda"
+    _has_cuda(monkeypatch, has=False)
+    with pytest.raises(ConfigError, match=r'^model\.device = "cuda", but torch .* finds no CUDA'):
+        Learner(_STEPS_MS, _CONTEXTS, _HORIZONS, None, seed=(0,), pace=_PACE, device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_the_same_seed_gives_the_same_bits_and_nearly_those_of_the_cpu() -> None:
+    """Of all state after lessons; and up to rounding the same answers before and after them."""
+    of = {"weights": shipped(), "seed": (0,), "pace": _PACE}
+    learners = [
+        Learner(_STEPS_MS, _CONTEXTS, _HORIZONS, device=device, **of)  # type: ignore[arg-type]
+        for device in ("cuda", "cuda", "cpu")
+    ]
+    told = _told(np.random.default_rng(3), 300)
+    asked = {name: getattr(told, name) for name in ("candidates", "losses", "clues")}
+    for begin, end in ((0, 1), (1, 40)):
+        answers = []
+        for learner in learners:
+            _live(learner, begin, end)
+            states = learner.encode(0, told.windows[0], told.statistics[:, 0])
+            both = np.stack([states, np.full_like(states, np.nan)], axis=1)
+            answers.append([states, *learner.answer(0, both, asked, np.arange(1, _H + 1))])
+        _assert_equal(_state(learners[0]), _state(learners[1]))
+        for one, same, other in zip(*answers, strict=True):
+            np.testing.assert_array_equal(one, same)
+            np.testing.assert_allclose(one, other, atol=0.02)  # LSTMs of cuDNN round to TF32
+    assert learners[0].steps > 20
 
 
 # -- forecast and learn ----------------------------------------------------------------------------
