@@ -232,6 +232,7 @@ def show_demo(
 @with_settings
 def check(settings: Settings, *, as_json: AsJson = False) -> int:
     """Look at everything `run` will need: broker, topics, group, checkpoint store."""
+    load_parts(settings)  # which refuses what only river and torch can tell
     probes = [
         topics.Probe("settings", passed=True, detail=f"valid; config_id {settings.config_id}"),
         *topics.probe(settings),

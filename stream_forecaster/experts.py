@@ -343,7 +343,7 @@ def pool(
         river: names of classes in `river.time_series` that join in, for the first keys.
 
     Raises:
-        ValueError: river has no such forecaster.
+        ConfigError: river has no such forecaster.
     """
     prefix, horizon = f"experts.{resolution.step_ms}", resolution.horizon
     newest = Newest(table, prefix, _LEAN_NEWEST if lean else _NEWEST)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_forecaster.calendar import DAY_MS, WEEK_MS
+from stream_forecaster.errors import ConfigError
 from stream_forecaster.keys import KeyTable
 
 Float64 = NDArray[np.float64]
@@ -56,11 +57,12 @@ class RiverForecaster:
             model: the name of a class in `river.time_series`.
 
         Raises:
-            ValueError: there is no such class; the message lists those there are.
+            ConfigError: there is no such class; the message lists those there are.
         """
         classes = _forecasters()
         if model not in classes:
-            raise ValueError(f"no river forecaster {model!r}; there are {', '.join(classes)}")
+            there_are = ", ".join(classes)
+            raise ConfigError(f"model.river: river has no forecaster {model!r}, only {there_are}")
         self.name = f"river_{model}"
         self._class, self._horizon = classes[model], horizon
         self._parameters = _parameters(model, step_ms)

@@ -778,6 +778,26 @@ def test_a_port_in_use_exits_2(tmp_path: Path) -> None:
     assert "http.port" in failed["reason"]
 
 
+def test_a_forecaster_that_river_lacks_exits_2(
+    call: Call, tmp_path: Path, shared_embedded_broker: Broker
+) -> None:
+    """Whatever would make shards says where the name is, and which there are."""
+    bootstrap, said = shared_embedded_broker.bootstrap, "model.river: river has no forecaster 'X'"
+    model = {"network": False, "river": ["X"]}
+    path, settings = settings_file(tmp_path, bootstrap, model=model)
+    (events := tmp_path / "events.jsonl").write_text('{"user_id":"a","ts":1767225600000}\n')
+
+    for verb in ("check",), ("plan", "--keys", "1"), ("backtest", "--events", str(events)):
+        code, out, err = call(*verb, "--config", path)
+        assert (code, out) == (2, ""), verb
+        assert err.startswith(f"error: {said}, only HoltWinters, "), verb
+
+    create_topics(settings, 1)
+    with Process("run", "--config", path) as process:
+        assert process.ends() == 2
+    assert process.events[-1]["reason"].startswith(said)
+
+
 def test_an_unwritable_store_exits_4(tmp_path: Path) -> None:
     """At the start, not at the first checkpoint."""
     blocked = tmp_path / "file"

@@ -8,6 +8,7 @@ import pytest
 from river import time_series
 
 from stream_forecaster.calendar import HOUR_MS
+from stream_forecaster.errors import ConfigError
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.river_adapter import RiverForecaster
 
@@ -68,7 +69,8 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> RiverForecaster:
 
 def test_an_unknown_name_lists_those_there_are() -> None:
     """So that a typing error is mended at once."""
-    with pytest.raises(ValueError, match=r"no river forecaster 'Prophet'.*HoltWinters, SNARIMAX"):
+    names = "no forecaster 'Prophet', only HoltWinters, SNARIMAX"
+    with pytest.raises(ConfigError, match=rf"^model\.river: .*{names}$"):
         _expert("Prophet")
 
 
