@@ -1,4 +1,4 @@
-"""Write the reference pages from the code: settings, commands, metrics, messages.
+"""Write the reference pages from the code: settings, commands, metrics, messages, model card.
 
     make docs
 
@@ -20,6 +20,7 @@ from stream_forecaster import asyncapi
 from stream_forecaster.cli import app
 from stream_forecaster.config import Resolution, Settings, redacted
 from stream_forecaster.edge.telemetry import PREFIX, Telemetry
+from stream_forecaster.weights import shipped
 
 FOLDER = Path(__file__).parent / "reference"
 MADE = "<!-- Written by docs/generate.py; change the code, not this page. -->"
@@ -32,6 +33,7 @@ def pages() -> dict[str, str]:
         "cli.md": cli_page(),
         "metrics.md": metrics_page(),
         "messages.md": messages_page(),
+        "model-card.md": model_card_page(),
     }
     return {name: f"{MADE}\n\n" + "\n".join(lines) + "\n" for name, lines in made.items()}
 
@@ -294,6 +296,61 @@ def _json_kind(said: Mapping[str, Any]) -> str:
 def _header(said: Mapping[str, Any]) -> str:
     kind = _json_kind(said) if {"const", "enum"} & said.keys() else ""
     return ". ".join(filter(None, (kind, said.get("description", ""))))
+
+
+# -- model card ------------------------------------------------------------------------------------
+
+
+_MODEL_CARD = """\
+Of the weights that the network starts from where `model.weights` is empty.
+`stream-forecaster weights show` prints this card, `stream-forecaster weights show FILE` that of a
+file; `fit` and `pretrain` write one into every file that they make."""
+_WORTH = """\
+Measured on synthetic worlds set aside from training. Pinball loss and squared errors are over those
+of the pool alone: below 1 is better. Shares are the weights with which the network's two paths
+begin, its own and its correction of the pool's, before any loss has landed."""
+_RATIOS = ("pinball_ratio", "absolute_mse_ratio", "residual_mse_ratio")
+
+
+def model_card_page() -> list[str]:
+    """What the weights that ship say of themselves."""
+    header = shipped().header()
+    card = dict(header["card"])
+    worth = card.pop("worth")
+    return [
+        "# Model card",
+        "",
+        _MODEL_CARD,
+        "",
+        *table(("", ""), ((name, _text(str(value))) for name, value in card.items())),
+        "",
+        "## What it is worth",
+        "",
+        _WORTH,
+        "",
+        *table(
+            ("step, s", "samples", "pinball", "own path, MSE", "correction, MSE", "shares"),
+            (
+                (
+                    f"{row['step_s']:,}",
+                    f"{row['samples']:,}",
+                    *(f"{row[name]:.3f}" for name in _RATIOS),
+                    " and ".join(f"{share:.2f}" for share in row["shares"]),
+                )
+                for row in worth
+            ),
+        ),
+        "",
+        "## Architecture",
+        "",
+        "Files of another one are refused.",
+        "",
+        *table(("", ""), ((name, _listed(of)) for name, of in header["architecture"].items())),
+    ]
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 # -- markdown --------------------------------------------------------------------------------------

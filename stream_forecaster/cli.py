@@ -4,7 +4,7 @@
     check · topics · simulate · tail · lag      beside a running service
     dlq · forget                                records to send again, keys to erase
     replay · backtest                           events from files
-    fit · pretrain                              the weights that the network starts from
+    fit · pretrain · weights                    the weights that the network starts from
     plan · state · config · schema · version    to look things up
 
 Data goes to stdout, all else to stderr. Exit codes: 0 done, 1 a check or a comparison failed,
@@ -57,6 +57,7 @@ from stream_forecaster.edge.subcommands import (
     dlq_app,
     state_app,
     topics_app,
+    weights_app,
 )
 from stream_forecaster.edge.telemetry import Telemetry
 from stream_forecaster.edge.viewers import Viewers
@@ -82,6 +83,7 @@ app = typer.Typer(
 app.add_typer(topics_app, name="topics")
 app.add_typer(state_app, name="state")
 app.add_typer(dlq_app, name="dlq")
+app.add_typer(weights_app, name="weights")
 app.add_typer(config_app, name="config")
 
 
@@ -503,7 +505,7 @@ def run_pretraining(
         str | None, typer.Option(metavar="WEIGHTS", help="Go on from these.")
     ] = None,
 ) -> None:
-    """Train the network on synthetic series, as the weights that ship were; hours of one core."""
+    """Train the network on synthetic series, as the weights that ship were; an hour of one core."""
     from stream_forecaster import training  # noqa: PLC0415  (as above)
 
     out_now = Console()

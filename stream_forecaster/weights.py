@@ -50,15 +50,18 @@ class Weights:
         """Which of the S modules a resolution of `step_ms` begins with."""
         return int(np.argmin(np.abs(np.log(np.array(self.steps_ms) / step_ms))))
 
-    def encode(self) -> bytes:
-        """The file."""
-        header = {
+    def header(self) -> dict[str, Any]:
+        """What the file says besides parameters, as JSON has it."""
+        return {
             "architecture": ARCHITECTURE,
             "steps_ms": self.steps_ms,
             "shares": self.shares.tolist(),
             "card": self.card,
         }
-        return bytes(archive.pack(header, self.arrays))
+
+    def encode(self) -> bytes:
+        """The file."""
+        return bytes(archive.pack(self.header(), self.arrays))
 
 
 def decode(data: bytes, name: str) -> Weights:

@@ -15,6 +15,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -37,14 +38,16 @@ from stream_forecaster.edge.connection import Outage
 from stream_forecaster.edge.publisher import Publisher
 from stream_forecaster.edge.store import CheckpointStore
 from stream_forecaster.edge.topics import EventWriter, create_topics, describe_topics, read_topic
+from stream_forecaster.edge.weights_file import write_weights
 from stream_forecaster.events import Reason, Reject
 from stream_forecaster.forecasts import rfc3339
 from stream_forecaster.shard import Shard
 from stream_forecaster.synth import Population
+from stream_forecaster.weights import untrained
 
 VERBS = frozenset(
     """run demo check topics simulate replay backtest fit pretrain plan tail lag forget state dlq
-    config schema version""".split()  # noqa: SIM905  (a list of words reads better)
+    weights config schema version""".split()  # noqa: SIM905  (a list of words reads better)
 )
 MINUTE_MS = 60_000
 WAITS_S = 60.0
@@ -432,6 +435,33 @@ def test_config_check_names_the_config_id(call: Call) -> None:
         "valid": True,
         "config_id": config_id,
     }
+
+
+def test_weights_show_their_card(call: Call, tmp_path: Path) -> None:
+    """Of those that ship, of a file, and of the settings' file; whatever a card says."""
+    shipped = json.loads(call("weights", "show", "--json")[1])
+    assert (shipped["weights"], len(shipped["steps_ms"])) == ("those that ship", 3)
+    assert shipped["card"]["data"].startswith("Synthetic series only")
+    code, out, _ = call("weights", "show")
+    assert code == 0
+    assert shipped["card"]["begun_with"] in out
+    assert "step_s 3600, absolute 0." in out
+
+    card = {
+        "data": "[bold]ours\x1b[2J",
+        "none": None,
+        "worth": [{"step_s": 60, "shares": [0, 0.5]}],
+    }
+    path = tmp_path / "mine.safetensors"
+    write_weights(str(path), replace(untrained((60_000, 3_600_000), 0), card=card))
+    for where in ((str(path),), ("--set", f"model.weights={path}")):
+        assert json.loads(call("weights", "show", *where, "--json")[1])["card"] == card
+        shown = call("weights", "show", *where)[1]
+        assert shown.startswith(f"{path}\n")
+        assert "[bold]ours\\x1b[2J" in shown
+        assert "step_s 60, shares 0 0.5" in shown
+
+    assert call("weights", "show", "/no/such")[0] == 4
 
 
 def test_schema_can_be_of_the_topics(call: Call) -> None:

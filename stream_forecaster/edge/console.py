@@ -123,6 +123,29 @@ def key_table(found: Mapping[str, Any]) -> Table:
     return table(("step", "average", "newest closed", "next"), rows)
 
 
+def weights_table(header: Mapping[str, Any]) -> Table:
+    """The header of a file of weights: architecture, steps and shares, then all that the card has.
+
+    What the card holds is for its writer to say, and may be anything JSON is.
+    """
+    modules = [
+        {"step_s": step_ms // 1000, "absolute": round(absolute, 3), "residual": round(residual, 3)}
+        for step_ms, (absolute, residual) in zip(header["steps_ms"], header["shares"], strict=True)
+    ]
+    told = {"architecture": header["architecture"], "shares": modules, **header["card"]}
+    return table(("part", "says"), ((harmless(name), _told(value)) for name, value in told.items()))
+
+
+def _told(value: object) -> str:
+    """JSON in words: parts of an object behind each other, objects of a list below each other."""
+    if isinstance(value, Mapping):
+        return harmless(", ".join(f"{name} {_told(part)}" for name, part in value.items()))
+    if isinstance(value, list | tuple):
+        below = any(isinstance(part, Mapping) for part in value)
+        return ("\n" if below else " ").join(map(_told, value))
+    return harmless("-" if value is None else str(value))
+
+
 def letter_json(record: StoredRecord, letter: DeadLetter) -> dict[str, Any]:
     """A dead letter for a program: what is UTF-8 as text, all else in hexadecimal."""
     return {

@@ -1,4 +1,4 @@
-"""The commands that come in groups: `topics`, `state`, `dlq` and `config`."""
+"""The commands that come in groups: `topics`, `state`, `dlq`, `weights` and `config`."""
 
 import csv
 import json
@@ -17,18 +17,21 @@ from rich.console import Console
 
 from stream_forecaster import dead_letters
 from stream_forecaster.calendar import Calendar
-from stream_forecaster.config import Settings, redacted, to_toml
+from stream_forecaster.config import Settings, redacted, to_toml, without_passwords
 from stream_forecaster.edge import console, topics
 from stream_forecaster.edge.inspection import buckets, export, inspect
 from stream_forecaster.edge.options import AsJson, Keys, Partitions, examples, with_settings
 from stream_forecaster.edge.redelivery import Plan, Redelivery
 from stream_forecaster.edge.store import CheckpointStore
+from stream_forecaster.edge.weights_file import read_weights
 from stream_forecaster.errors import ConfigError
 from stream_forecaster.events import Reason
+from stream_forecaster.weights import shipped
 
 topics_app = typer.Typer(help="The pipeline's topics.", no_args_is_help=True)
 state_app = typer.Typer(help="What checkpoints hold.", no_args_is_help=True)
 dlq_app = typer.Typer(help="Rejected records: look at them, send them again.", no_args_is_help=True)
+weights_app = typer.Typer(help="What the network starts from.", no_args_is_help=True)
 config_app = typer.Typer(help="The settings.", no_args_is_help=True)
 
 Reasons = Annotated[
@@ -287,6 +290,34 @@ def replay_dead_letters(
         )
     if outcome.foreign:
         typer.echo(f"{outcome.foreign:,} passed over: not rejected from {settings.input.topic}")
+    return 0
+
+
+@weights_app.command(
+    name="show",
+    epilog=examples(
+        "weights show  # of model.weights, or those that ship",
+        "weights show mine.safetensors --json",
+    ),
+)
+@with_settings
+def show_weights(
+    settings: Settings,
+    source: Annotated[
+        str, typer.Argument(metavar="[WEIGHTS]", help="File or URL; model.weights by default.")
+    ] = "",
+    *,
+    as_json: AsJson = False,
+) -> int:
+    """Show the model card of a file of weights, its architecture, and the network's shares."""
+    url = source or settings.model.weights
+    name = without_passwords(url) or "those that ship"
+    header = (read_weights(url) or shipped()).header()
+    if as_json:
+        console.print_json(Console(), {"weights": name, **header})
+    else:
+        console.print_line(Console(), console.harmless(name))
+        Console().print(console.weights_table(header))
     return 0
 
 
