@@ -7,8 +7,9 @@ from typing import Any
 from rich.console import Console
 
 from stream_forecaster import labels, tables
+from stream_forecaster.baselines import out_of_reach
 from stream_forecaster.calendar import DAY_MS, HOUR_MS
-from stream_forecaster.config import Settings
+from stream_forecaster.config import MOST_CONTEXT, Resolution, Settings
 from stream_forecaster.scoring import PUBLISHED, Score, central_intervals
 
 _UNITS = ((DAY_MS, "day"), (HOUR_MS, "hour"), (60_000, "minute"), (1_000, "second"))
@@ -52,6 +53,19 @@ def show(
     for resolution, score in zip(settings.resolutions, scores, strict=True):
         line = f"{spelled(resolution.step_ms)}: {summary(score)}"
         console.print(line, highlight=False, soft_wrap=True)
+    if absent := "; ".join(filter(None, map(_absent, settings.resolutions))):
+        line = f"No seasonal naive where the context does not hold its season: {absent}."
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _absent(resolution: Resolution) -> str:
+    """The seasonal naives that a context is too short for, and which context each would need."""
+    found = [
+        f"{labels.label(name).rpartition(' ')[2]} needs {least:,}"
+        + (" (too long)" if least > MOST_CONTEXT else "")
+        for name, least in out_of_reach(resolution.step_ms, resolution.context).items()
+    ]
+    return f"{spelled(resolution.step_ms)}, {', '.join(found)}" if found else ""
 
 
 def summary(score: Score) -> str:
@@ -80,11 +94,15 @@ def spelled(step_ms: int) -> str:
 
 
 def as_json(settings: Settings, scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """The same numbers for a program; null where there is none."""
+    """The same numbers for a program; null where there is none.
+
+    `context_needed`: by the names of the seasonal naives that are absent for want of it.
+    """
     return [
         {
             "step_s": resolution.step_ms // 1000,
             "landed": int(score.count.sum()),
+            "context_needed": out_of_reach(resolution.step_ms, resolution.context),
             "skill": _finite(score.skill()),
             "coverage": {f"{level:g}": _finite(r) for level, r in score.coverage().items()},
             "horizons": [_horizon(score, g) for g in range(len(score.horizons))],

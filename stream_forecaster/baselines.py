@@ -70,7 +70,24 @@ def seasonal_naive(calendar: Calendar, window: Window) -> tuple[SeasonalNaive, .
     """Those of a window: of periods that are several whole steps and fit into its context."""
     return tuple(
         SeasonalNaive(name, calendar, window)
-        for name, period_ms in _PERIODS_MS.items()
-        if window.step_ms < period_ms <= window.context * window.step_ms
-        and period_ms % window.step_ms == 0
+        for name, period in _periods(window.step_ms).items()
+        if period <= window.context
     )
+
+
+def out_of_reach(step_ms: int, context: int) -> dict[str, int]:
+    """The seasonal naives that a context is too short for, and the least that would do.
+
+    >>> out_of_reach(3_600_000, 48)
+    {'seasonal_naive_week': 168}
+    """
+    return {name: period for name, period in _periods(step_ms).items() if period > context}
+
+
+def _periods(step_ms: int) -> dict[str, int]:
+    """In steps, of the seasons that are several whole ones."""
+    return {
+        name: period_ms // step_ms
+        for name, period_ms in _PERIODS_MS.items()
+        if step_ms < period_ms and period_ms % step_ms == 0
+    }

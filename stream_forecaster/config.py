@@ -40,6 +40,9 @@ ENVIRONMENT_PREFIX = "STREAM_FORECASTER__"
 AUTO_FULL_KEYS = 100_000
 """Of a partition; where `state.max_keys` lets in more, the profile `auto` is the lean one."""
 
+MOST_CONTEXT = 10_000
+"""Closed buckets of a resolution that can be remembered."""
+
 _URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*:)[^/\s]+(?=@)")
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": HOUR_MS, "d": DAY_MS, "w": WEEK_MS}
 _UNITS_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -314,7 +317,7 @@ class Resolution(_Section):
         description="bucket width: divides a day or is a number of days, and is a multiple of the "
         "resolution's before",
     )
-    context: int = Field(ge=1, le=10_000, description="closed buckets that are remembered")
+    context: int = Field(ge=1, le=MOST_CONTEXT, description="closed buckets that are remembered")
     horizon: int = Field(ge=1, le=1_000, description="buckets that are forecast")
 
 

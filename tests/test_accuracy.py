@@ -58,7 +58,7 @@ def test_rows_hold_what_the_scores_say() -> None:
 
 def test_who_never_spoke_is_left_out() -> None:
     """Its errors would be the last value's."""
-    assert "seasonal" not in shown(score(), experts=True)
+    assert "seasonal" not in shown(score(), experts=True).partition("Every forecast")[0]
     (resolution,) = accuracy.as_json(SETTINGS, [score()])
     week = resolution["horizons"][0]["forecasters"]["seasonal_naive_week"]
     assert week == {"mae": None, "mse": None, "mase": None, "wape": None, "spoke": 0.0}
@@ -105,6 +105,36 @@ def test_summary_compares_with_the_last_value() -> None:
     assert accuracy.summary(score()) == (
         "skill +0.50 against the last value, 75.0 % within the 80 % interval; 4 forecasts scored"
     )
+
+
+def test_a_season_that_the_context_does_not_hold_is_said() -> None:
+    """With what it would take, which for a week of minutes is more than there can be."""
+    steps = [("1m", 60), ("1h", 48), ("1d", 28)]
+    rows = [{"step": step, "context": context, "horizon": 2} for step, context in steps]
+    settings, out = parse({"resolutions": rows}), io.StringIO()
+    accuracy.show(Console(file=out, width=90), settings, [score()] * 3)
+
+    *_, last = out.getvalue().splitlines()
+    assert last == (
+        "No seasonal naive where the context does not hold its season: 1 minute, day needs 1,440, "
+        "week needs 10,080 (too long); 1 hour, week needs 168."
+    )
+    assert [found["context_needed"] for found in accuracy.as_json(settings, [score()] * 3)] == [
+        {"seasonal_naive_day": 1440, "seasonal_naive_week": 10080},
+        {"seasonal_naive_week": 168},
+        {},
+    ]
+
+
+def test_nothing_is_said_of_seasons_that_are_there() -> None:
+    """Or that are no season of the step."""
+    settings, out = (
+        parse({"resolutions": [{"step": "1d", "context": 7, "horizon": 2}]}),
+        io.StringIO(),
+    )
+    accuracy.show(Console(file=out, width=90), settings, [score()])
+
+    assert "seasonal naive" not in out.getvalue().lower()
 
 
 def test_nothing_scored_is_said() -> None:
