@@ -32,7 +32,7 @@ from stream_forecaster.records import Records
 from stream_forecaster.samples import EvenSamples, Samples
 from stream_forecaster.shard import Shard, learner_for
 from stream_forecaster.weights import Weights
-from stream_forecaster.worth import Worth, measure
+from stream_forecaster.worth import measure, score
 
 _LATER = 0.2
 """The part of the history, at its end, that is measured on."""
@@ -172,7 +172,7 @@ class Progress:
     Attributes:
         passes: over the samples so far.
         loss: mean loss of the last one's steps.
-        score: pinball loss on the later samples over the pool's, mean over resolutions.
+        score: pinball loss on the later samples over the pool's, all samples alike.
         best: the lowest score so far, that of the weights begun with included.
     """
 
@@ -250,11 +250,6 @@ class Fitting:
 
     def _parameters(self) -> dict[str, Float32]:
         return {name: array.copy() for name, array in self._learner.parameters().items()}
-
-
-def score(worth: Sequence[Worth]) -> float:
-    """Mean ratio to the pool's pinball loss, over the resolutions that were measured."""
-    return float(np.mean([of.pinball for of in worth if of.samples]))
 
 
 def _capacity(settings: Settings) -> int:

@@ -7,11 +7,13 @@ minutes, counts or real values; the weights stay.
 
 Before training some worlds are set aside: what the learner is told of them is kept, to measure on
 it how much better than the pool alone the network has become, and with which share its paths should
-enter the fusion of a stream that it has never seen.
+enter the fusion of a stream that it has never seen. It is measured ten times on the way, and the
+best is kept.
 
 Everything follows from the seed.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +24,13 @@ from numpy.typing import NDArray
 from stream_forecaster.calendar import DAY_MS, HOUR_MS, Calendar
 from stream_forecaster.config import Settings, parse
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.learning import Learner
+from stream_forecaster.learning import Float32, Learner
 from stream_forecaster.lstm import Seats
 from stream_forecaster.pace import Pace
 from stream_forecaster.pool import Pool
 from stream_forecaster.series import World, generate, generate_minutes
 from stream_forecaster.weights import Weights
-from stream_forecaster.worth import Worth, measure
+from stream_forecaster.worth import Worth, measure, score
 
 Float64 = NDArray[np.float64]
 
@@ -42,6 +44,8 @@ _DAYS_LEARNED = 4
 """Days at the start of a world that nothing is drawn from: no pool has learned anything yet."""
 _FAMILIES = 8
 _VALIDATION_SEED = 1
+_MEASURED = 10
+"""How many times on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +76,16 @@ class Progress:
 
     Attributes:
         steps: taken so far.
-        worlds: seen so far.
+        worlds: seen so far; before the first step, set aside so far.
         loss: of the last steps, running mean.
+        best: the lowest pinball loss so far on the worlds set aside, over the pool's; NaN before
+            all of them are.
     """
 
     steps: int
     worlds: int
     loss: float
+    best: float
 
 
 class Pretraining:
@@ -92,7 +99,7 @@ class Pretraining:
         begin_with: Weights | None = None,
         size: Size = FULL_SIZE,
     ) -> None:
-        """Set worlds aside and stand ready.
+        """Stand ready.
 
         Args:
             seed: of everything.
@@ -105,37 +112,56 @@ class Pretraining:
         self._aside = _learner(
             _VALIDATION_SEED, Pace(every=12, draw=96, repeat=0, capacity=6000, speaks=False)
         )
-        rng = np.random.default_rng([_VALIDATION_SEED])
-        for _ in range(size.set_aside):
-            for _ in _live_through(_draw(rng, size), self._aside):
-                pass
-            self._aside.leave()
+        self._best: dict[str, Float32] = {}
+        self._report: list[Worth] = []
 
     def run(self) -> Iterator[Progress]:
-        """Train, world after world."""
-        rng, loss, worlds = np.random.default_rng([self._seed, 2]), 2.0, 0
+        """Set worlds aside, then train, world after world."""
+        loss = 2.0
+        for aside in self._set_aside():
+            yield Progress(0, aside, loss, math.nan)
+        self._keep_if_better()
+        rng, worlds = np.random.default_rng([self._seed, 2]), 0
         while self._learner.steps < self._steps:
             before = self._learner.steps
             for _ in _live_through(_draw(rng, self._size), self._learner):
-                if self._learner.steps == before:
+                steps = self._learner.steps
+                if steps == before:
                     continue
-                before = self._learner.steps
                 loss += 0.01 * (self._learner.loss - loss)
                 self._pace()
-                yield Progress(before, worlds, loss)
-                if before >= self._steps:
+                if _MEASURED * steps // self._steps > _MEASURED * before // self._steps:
+                    self._keep_if_better()
+                before = steps
+                yield Progress(steps, worlds + 1, loss, score(self._report))
+                if steps >= self._steps:
                     break
             self._learner.leave()
             worlds += 1
 
-    def weights(self, report: Sequence[Worth], card: dict[str, Any]) -> Weights:
-        """The weights as they stand, with the shares that `report` justifies."""
-        shares = np.stack([worth.shares for worth in report])
-        return Weights(STEPS_MS, self._learner.parameters(), shares, card)
+    def weights(self, card: dict[str, Any]) -> Weights:
+        """The best ones, with the shares that their `report` justifies."""
+        shares = np.stack([worth.shares for worth in self._report])
+        return Weights(STEPS_MS, self._best, shares, card)
 
-    def report(self) -> list[Worth]:
-        """What the network is worth on the worlds set aside, at each trained step (S,)."""
-        return measure(self._learner, self._aside.samples)
+    @property
+    def report(self) -> Sequence[Worth]:
+        """What the best network is worth on the worlds set aside, at each trained step (S,)."""
+        return self._report
+
+    def _set_aside(self) -> Iterator[int]:
+        rng = np.random.default_rng([_VALIDATION_SEED])
+        for world in range(self._size.set_aside):
+            for _ in _live_through(_draw(rng, self._size), self._aside):
+                pass
+            self._aside.leave()
+            yield world + 1
+
+    def _keep_if_better(self) -> None:
+        now = measure(self._learner, self._aside.samples)
+        if not self._report or score(now) < score(self._report):
+            self._report = now
+            self._best = {name: a.copy() for name, a in self._learner.parameters().items()}
 
     def _pace(self) -> None:
         """A warm-up, then a cosine down to a fiftieth."""

@@ -19,10 +19,10 @@ from stream_forecaster import __version__
 from stream_forecaster.config import Settings, without_passwords
 from stream_forecaster.edge.files import read_events, refuse_to_overwrite, total_bytes
 from stream_forecaster.edge.weights_file import read_weights, require_writable, write_weights
-from stream_forecaster.fit import Fitting, History, Lessons, score
+from stream_forecaster.fit import Fitting, History, Lessons
 from stream_forecaster.pretrain import STEPS_MS, Pretraining
 from stream_forecaster.weights import Weights, shipped
-from stream_forecaster.worth import Worth
+from stream_forecaster.worth import Worth, score
 
 _SPEAK_EVERY_S = 30.0
 _DATA = (
@@ -65,14 +65,13 @@ def pretrain(out: str, *, steps: int, seed: int, begin_with: str | None, console
     begin_s = time.monotonic()
     require_writable(out)
     told = Console(stderr=True)
-    told.print("Setting worlds aside to measure on ...")
     training = Pretraining(
         seed, steps=steps, begin_with=read_weights(begin_with) if begin_with else None
     )
     with _progress(told, "steps", steps) as speak:
         for now in training.run():
-            speak(now.steps, f"world {now.worlds + 1}, loss {now.loss:.3f}")
-    report = training.report()
+            trained = f"world {now.worlds}, loss {now.loss:.3f}, best pinball {now.best:.4f}"
+            speak(now.steps, trained if now.steps else f"world {now.worlds} is set aside")
     card = {
         "data": _DATA,
         "limits": _LIMITS,
@@ -81,10 +80,10 @@ def pretrain(out: str, *, steps: int, seed: int, begin_with: str | None, console
         "begun_with": begin_with or "random weights",
         "version": __version__,
         "minutes": _minutes_since(begin_s),
-        "worth": [_as_json(*pair) for pair in zip(STEPS_MS, report, strict=True)],
+        "worth": [_as_json(*pair) for pair in zip(STEPS_MS, training.report, strict=True)],
     }
-    write_weights(out, training.weights(report, card))
-    console.print(_table("On worlds set aside", STEPS_MS, {"": report}))
+    write_weights(out, training.weights(card))
+    console.print(_table("On worlds set aside", STEPS_MS, {"": training.report}))
     console.print(f"{out}: {steps:,} steps in {card['minutes']} minutes", markup=False)
     return 0
 

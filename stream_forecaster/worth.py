@@ -46,6 +46,12 @@ def measure(learner: Learner, samples: Sequence[Samples]) -> list[Worth]:
     return [_measured(learner, resolution, of) for resolution, of in enumerate(samples)]
 
 
+def score(worth: Sequence[Worth]) -> float:
+    """Mean ratio to the pool's pinball loss, all samples of all resolutions alike."""
+    told = [of for of in worth if of.samples]
+    return sum(of.samples * of.pinball for of in told) / sum(of.samples for of in told)
+
+
 def _measured(learner: Learner, resolution: int, samples: Samples) -> Worth:
     if not len(samples.labelled):
         nan = float("nan")

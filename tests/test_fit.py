@@ -17,9 +17,10 @@ from stream_forecaster.cli import main
 from stream_forecaster.config import Settings, parse, to_toml
 from stream_forecaster.edge.weights_file import read_weights, write_weights
 from stream_forecaster.errors import ConfigError
-from stream_forecaster.fit import Fitting, History, Lessons, score
+from stream_forecaster.fit import Fitting, History, Lessons
 from stream_forecaster.samples import Samples
 from stream_forecaster.weights import Weights, shipped
+from stream_forecaster.worth import score
 
 _HOURS, _KEYS = 5, 8
 _MAPPING: dict[str, Any] = {

@@ -12,7 +12,7 @@ from stream_forecaster.learning import Learner
 from stream_forecaster.pace import Pace
 from stream_forecaster.samples import Samples
 from stream_forecaster.weights import shipped
-from stream_forecaster.worth import _shares, measure
+from stream_forecaster.worth import Worth, _shares, measure, score
 
 _H = 3
 _STEPS_MS = (60_000, 3_600_000)
@@ -61,6 +61,17 @@ def test_ratios_are_mean_losses_over_the_pools(learner: Learner) -> None:
     assert found.absolute == pytest.approx(error(absolute))
     assert found.residual == pytest.approx(error(residual))
     assert found.pinball == pytest.approx(own / loss(normal), rel=1e-4)
+
+
+def test_a_score_is_over_all_samples_of_all_resolutions() -> None:
+    """So a resolution of which there are few has little to say, and one without samples nothing."""
+    nan, none = float("nan"), np.zeros(2)
+    worth = [
+        Worth(3, 0.5, 1.0, 1.0, none),
+        Worth(0, nan, nan, nan, none),
+        Worth(1, 0.9, 1.0, 1.0, none),
+    ]
+    assert score(worth) == pytest.approx(0.6)
 
 
 def test_without_samples_nothing_is_claimed(learner: Learner) -> None:
