@@ -67,6 +67,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         faults=options.faults,
         workers=options.workers,
         partitions=options.partitions,
+        network=options.network,
     )
 
 
@@ -84,6 +85,9 @@ def main() -> int:
     parser.add_argument("--faults", type=float, default=0.001, help="of a request")
     parser.add_argument("--workers", type=int, default=5)
     parser.add_argument("--partitions", type=int, default=8)
+    parser.add_argument(
+        "--network", action="store_true", help="full profile, and a network that learns on"
+    )
     parser.add_argument("--mistake", default="", choices=_TO_FIND, help="to be found, not flawless")
     parser.add_argument("--control", action="store_true", help="all for the mistake, but not it")
     options = parser.parse_args()

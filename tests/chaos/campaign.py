@@ -58,6 +58,7 @@ class Plan:
             who took over are killed on the spot: what it committed is what they will find.
         faults: how probable it is of a request that it fails.
         workers, partitions: how many.
+        network: all of the pool, and the network, which learns on; else the lean pool alone.
         mistake: what to put back into the workers' code (see `doomed_worker`).
     """
 
@@ -76,6 +77,7 @@ class Plan:
     faults: float = 0.0
     workers: int = 3
     partitions: int = 8
+    network: bool = False
     mistake: str = ""
 
 
@@ -119,7 +121,7 @@ class Campaign:
         self._broker, self._plan, self._faults = broker, plan, faults
         self._random = random.Random(plan.seed)
         self._outcome = Outcome()
-        self._settings = _settings(broker.bootstrap, directory)
+        self._settings = _settings(broker.bootstrap, directory, network=plan.network)
         self._topics = Topics(broker.bootstrap, plan.partitions)
         self._crew = Crew(self._settings, directory, plan.seed)
         self._offsets: dict[int, int] = {}
@@ -325,7 +327,7 @@ def _restart(broker: Any, away_s: float) -> None:
     broker.restart()
 
 
-def _settings(bootstrap: str, directory: Path) -> Settings:
+def _settings(bootstrap: str, directory: Path, *, network: bool) -> Settings:
     name = unique("chaos")
     return config.parse(
         {
@@ -347,10 +349,15 @@ def _settings(bootstrap: str, directory: Path) -> Settings:
                 "publish": "every_hop",
             },
             # Commits are to be many: with the network a worker on a busy core makes few.
-            "model": {"network": False, "profile": "lean"},
+            "model": {
+                "network": network,
+                "profile": "full" if network else "lean",
+                "train_every_hops": 2,
+            },
             "resolutions": [
-                {"step": "1m", "context": 10, "horizon": 4},
-                {"step": "10m", "context": 6, "horizon": 2},
+                # Of 80 every regression finds its lags.
+                {"step": "1m", "context": 80 if network else 10, "horizon": 4},
+                {"step": "10m", "context": 12 if network else 6, "horizon": 2},
             ],
             "state": {
                 "checkpoint_url": f"file://{directory}/checkpoints",

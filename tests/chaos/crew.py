@@ -49,7 +49,8 @@ class Crew:
         self._read = 0
         self.back: list[int] = []
         self._forking = multiprocessing.get_context("forkserver")
-        self._forking.set_forkserver_preload(["stream_forecaster.cli"])
+        networks = ["stream_forecaster.learning"] if settings.model.network else []
+        self._forking.set_forkserver_preload(["stream_forecaster.cli", *networks])
         self._told_to_end: set[int] = set()
         self._started = 0
         self.wanted, self.deaths, self.stops = 0, 0.0, 0.0

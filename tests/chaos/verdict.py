@@ -31,6 +31,7 @@ class Verdict:
             letters are counted among the first three.
         dead_letters: rejected records.
         aborted: output records that read_committed readers never saw.
+        training_steps: that the network took in an undisturbed run.
     """
 
     events: int
@@ -41,6 +42,7 @@ class Verdict:
     wrong: int
     dead_letters: int
     aborted: int
+    training_steps: int
 
     @property
     def flawless(self) -> bool:
@@ -52,7 +54,7 @@ class Verdict:
 def judge(bootstrap: str, settings: Settings, partitions: int) -> Verdict:
     """Read input and output, and compare."""
     topics = Topics(bootstrap, partitions)
-    expected, rejected, events = _undisturbed(topics, settings)
+    expected, rejected, events, training_steps = _undisturbed(topics, settings)
     told = [name for name in (settings.output.topic, settings.output.scores_topic) if name]
     found, duplicate = _by_id(chain.from_iterable(map(topics.read, told)))
     letters = Counter(
@@ -71,6 +73,7 @@ def judge(bootstrap: str, settings: Settings, partitions: int) -> Verdict:
         wrong=sum(found[i] != expected[i] for i in expected.keys() & found.keys()),
         dead_letters=len(letters),
         aborted=written - len(found) - duplicate,
+        training_steps=training_steps,
     )
 
 
@@ -131,21 +134,26 @@ def _by_id(records: Iterator[Any]) -> tuple[dict[str, bytes | None], int]:
 
 def _undisturbed(
     topics: Topics, settings: Settings
-) -> tuple[dict[str, bytes | None], set[tuple[bytes, bytes]], int]:
-    """What one shard a partition makes of the input log: messages by id, rejects, and its size."""
+) -> tuple[dict[str, bytes | None], set[tuple[bytes, bytes]], int, int]:
+    """What one shard a partition makes of the input log.
+
+    Messages by id, rejects, the log's size, and how many steps trained the networks.
+    """
     rows: dict[int, list[Any]] = {}
     for record in topics.read(settings.input.topic):
         rows.setdefault(record.partition(), []).append(record)
     encoder = Encoder(settings)
     expected: dict[str, bytes | None] = {}
     rejected: set[tuple[bytes, bytes]] = set()
+    training_steps = 0
     for partition, records in rows.items():
         turn = Shard(settings, Calendar("UTC"), partition, 0).advance(_columns(partition, records))
+        training_steps += turn.training_steps
         rejected |= {(b"%d" % partition, b"%d" % reject.offset) for reject in turn.rejects}
         scores = (encoder.scores(scored) for scored in turn.scored)
         for message in chain(encoder.output(turn.output), *scores):
             expected[dict(message.headers)["ce_id"].decode()] = message.value
-    return expected, rejected, sum(map(len, rows.values()))
+    return expected, rejected, sum(map(len, rows.values())), training_steps
 
 
 def _columns(partition: int, rows: list[Any]) -> Records:
