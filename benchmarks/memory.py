@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure.figures import Bound, Report, Row, parser, spelled
+from benchmarks.measure.figures import Bound, Ratio, Report, Row, parser, spelled
 from benchmarks.measure.machine import resident_bytes, run_alone
 from benchmarks.measure.turns import take_turns
 from stream_forecaster.calendar import Calendar
@@ -34,6 +34,8 @@ _START_MS = 1_767_571_200_000  # 2026-01-05, a Monday
 _MINUTES = 3
 _BLOCK = 10_000
 _MUST = {("lean", 1_000_000): Bound(most=4_096), ("full", 100_000): Bound(most=16_384)}
+_PLAN_MUST = Bound(0.9, 1.1)
+"""What the process grows by over what `plan` says; at the same sizes, as few keys weigh little."""
 
 
 def measure(keys: int, profile: str, *, network: bool) -> dict[str, Any]:
@@ -90,6 +92,8 @@ def _apart(keys: int, profile: str, options: argparse.Namespace) -> dict[str, An
 def row(found: dict[str, Any]) -> Row:
     """One process's figures."""
     keys, profile = found["keys"], found["profile"]
+    must = _MUST.get((profile, keys))
+    plan_must = _PLAN_MUST if must else None
     beside = ("planned", "state", "held", "grown", "most")
     also = ", ".join(f"{found[name]:,.0f} {name}" for name in beside)
     return Row(
@@ -98,7 +102,8 @@ def row(found: dict[str, Any]) -> Row:
         "bytes of resident memory per key",
         "the whole process over its keys, between hops",
         also=f"{also}; {spelled(found['process_mb'])} MB before the first key",
-        must=_MUST.get((profile, keys)),
+        ratios=(Ratio(found["grown"] / found["planned"], "x grown over planned", plan_must),),
+        must=must,
     )
 
 

@@ -187,11 +187,19 @@ def test_a_forecast_says_which_record_made_it_due() -> None:
 
 def test_only_the_promised_sizes_of_memory_are_judged() -> None:
     said = dict.fromkeys(("planned", "state", "held", "grown", "most", "process_mb"), 1.0)
-    sizes = [("lean", 1_000_000, 4_000.0), ("full", 100_000, 17_000.0), ("full", 10_000, 60_000.0)]
+    sizes = [
+        ("lean", 1_000_000, 4_000.0, 0.95),
+        ("full", 100_000, 17_000.0, 1.2),
+        ("full", 10_000, 60_000.0, 1.2),
+    ]
 
-    rows = [memory.row({**said, "profile": p, "keys": k, "resident": r}) for p, k, r in sizes]
+    rows = [
+        memory.row({**said, "profile": p, "keys": k, "resident": r, "grown": grown})
+        for p, k, r, grown in sizes
+    ]
 
-    assert [[met for _, met in row.verdicts] for row in rows] == [[True], [False], []]
+    assert [[met for _, met in row.verdicts] for row in rows] == [[True, True], [False, False], []]
+    assert [ratio.times for row in rows for ratio in row.ratios] == [0.95, 1.2, 1.2]
 
 
 def test_growth_is_judged_against_keys_only() -> None:
