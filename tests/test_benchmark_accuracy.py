@@ -54,10 +54,28 @@ def test_scores_are_what_one_computes_by_hand() -> None:
             "mase_median": (3.5 / 4 / 2 + 4.5 / 4 / 6) / 2,
             "coverage_80": 7 / 8,
             "coverage_95": 1.0,
+            "off": 0.4 - 1 / 8,  # only what was moved up is above the truth
             "origins": 2,
         },
         rel=1e-6,
     )
+
+
+def test_a_level_is_off_if_no_part_of_what_lies_on_it_makes_it_true() -> None:
+    """Of whole numbers 80 % are 0: so are their quantiles up to there, and beyond that not."""
+    known = truth([0, 1, 1, 0, 0, 0, 0, 0, 1], warm_up=4, first=4)
+    paths = np.zeros((5, 1, 1 + len(LEVELS), 1), np.float32)
+    paths[:, :, 1 + LEVELS.index(0.9) :] = 1
+
+    assert score(known, paths, 1)["off"] == 0
+
+    paths[:, :, 1 + LEVELS.index(0.9)] = 0  # no more than 80 % are below it or on it
+
+    assert score(known, paths, 1)["off"] == pytest.approx(0.1)
+
+    paths[:, :, 1 + LEVELS.index(0.2)] = 1  # 80 % are below it
+
+    assert score(known, paths, 1)["off"] == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def score(truth: Truth, paths: Float32, horizon: int) -> dict[str, float]:
     for name, (low, high) in _INTERVALS.items():
         inside = (paths[:, :, 1 + low] <= targets) & (targets <= paths[:, :, 1 + high])
         found[name] = float(inside.mean())
+    found["off"] = max(_off(targets, paths[:, :, 1 + q], level) for q, level in enumerate(LEVELS))
     return found
 
 
@@ -117,6 +118,16 @@ def _average(values: Float64, rate: float) -> Float64:
     for now, before in zip(level[1:], level, strict=False):
         now[:] = before + rate * (now - before)
     return level
+
+
+def _off(targets: Float64, quantile: Float32, level: float) -> float:
+    """How far a level is from the share of truths below its quantile.
+
+    Where truths are whole numbers many lie on it, of which any part may count as below: the level
+    is off only if it is less than the share below, or more than that below or on it.
+    """
+    below, reached = float((targets < quantile).mean()), float((targets <= quantile).mean())
+    return max(below - level, level - reached, 0.0)
 
 
 def _pinball(targets: Float64, quantile: Float32, level: float) -> float:
