@@ -1,5 +1,6 @@
 """Streams for the laws: small settings, and logs with everything that can befall a log."""
 
+import json
 from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any
@@ -23,6 +24,12 @@ _STEPS: list[dict[str, Any]] = [
     {"step": "1h", "context": 2, "horizon": 1},
 ]
 
+_RICH_STEPS: list[dict[str, Any]] = [
+    {"step": "1m", "context": 40, "horizon": 12},
+    {"step": "5m", "context": 16, "horizon": 4},
+    {"step": "15m", "context": 14, "horizon": 3},
+]
+
 Row = tuple[bytes | None, bytes | None, int]
 """Key, value and the broker's time of one record."""
 
@@ -39,11 +46,7 @@ def settings(
     """Three resolutions small enough for every ring to wrap often; the network costs time."""
     return parse(
         {
-            "input": {
-                "aggregate": aggregate,
-                "value": "" if aggregate == "count" else "v",
-                "allowed_lateness": "90s",
-            },
+            "input": _input(aggregate),
             "resolutions": _STEPS,
             "output": {
                 "publish": publish,
@@ -55,6 +58,31 @@ def settings(
             "kafka": {"commit_interval": "0s"},
         }
     )
+
+
+def rich_settings(aggregate: str) -> Settings:
+    """Room for regressions, and a network that is trained at every other boundary: seconds.
+
+    Sums have river's forecasters as well, and means a lean pool.
+    """
+    return parse(
+        {
+            "input": _input(aggregate),
+            "resolutions": _RICH_STEPS,
+            "output": {"publish": "every_hop", "quantiles": [0.1, 0.5, 0.9]},
+            "model": {
+                "train_every_hops": 2,
+                "river": ["HoltWinters", "SNARIMAX"] if aggregate == "sum" else [],
+                "profile": "lean" if aggregate == "mean" else "full",
+            },
+            "kafka": {"commit_interval": "0s"},
+        }
+    )
+
+
+def _input(aggregate: str) -> dict[str, str]:
+    value = "" if aggregate == "count" else "v"
+    return {"aggregate": aggregate, "value": value, "allowed_lateness": "90s"}
 
 
 aggregates = st.sampled_from(["count", "sum", "mean"])
@@ -151,6 +179,16 @@ def messages(config: Settings, turns: Iterable[Turn]) -> list[Message]:
     encoder, turns = Encoder(config), list(turns)
     output = [m for turn in turns for m in encoder.output(turn.output)]
     return output + [m for turn in turns for told in turn.scored for m in encoder.scores(told)]
+
+
+def assert_all_spoke(config: Settings, published: Iterable[Message]) -> None:
+    """Each expert has a weight in some forecast, and the network at each resolution."""
+    pools, spoke = shard(config).pools, [set[str]() for _ in config.resolutions]
+    for message in published:
+        for names, said in zip(spoke, json.loads(message.value or b"")["resolutions"], strict=True):
+            names.update(said["weights"])
+    assert set().union(*spoke) == {name for pool in pools for name in pool.experts}
+    assert all({"lstm", "lstm_residual"} <= names for names in spoke)
 
 
 def busy_log(size: int, seed: int = 0) -> list[Row]:

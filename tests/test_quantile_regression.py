@@ -1,6 +1,8 @@
 """Quantile regression: what holds of all it says, what it learns, and that it goes on as it was."""
 
 from collections.abc import Iterator
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -22,10 +24,10 @@ _ONE = np.ones(_KEYS)
 _ALL = np.arange(_KEYS)
 
 
-def _regression(step_ms: int = HOUR_MS) -> QuantileRegression:
+def _regression(step_ms: int = HOUR_MS, zone: str = "UTC") -> QuantileRegression:
     table = KeyTable()
     table.intern([b"%d" % i for i in range(_KEYS)], np.zeros(_KEYS, np.int64))
-    calendar = Calendar("UTC")
+    calendar = Calendar(zone)
     return QuantileRegression(table, "p", calendar, step_ms, LEVELS, _HORIZONS, experts=_EXPERTS)
 
 
@@ -122,6 +124,31 @@ def test_an_hour_of_large_errors_is_known_for_it() -> None:
     assert widths[loud].mean() / widths[~loud].mean() == pytest.approx(4, rel=0.2)
     for part in (inside[loud], inside[~loud]):
         assert part.mean() == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [("Europe/Berlin", "2026-03-29"), ("America/New_York", "2026-11-01")],
+)
+def test_an_hour_of_large_errors_is_one_of_the_wall_clock(zone: str, day: str) -> None:
+    """What was learned of noon is said of noon when the clocks have changed."""
+    regression, rng = _regression(zone=zone), np.random.default_rng(0)
+    path, told = np.full(_KEYS, 50.0), np.full((_EXPERTS, _KEYS), 50.0)
+    change = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone))
+    first = int(change.timestamp()) // 3600
+    for index in range(first - 24 * 30, first):
+        is_noon = datetime.fromtimestamp(3600 * index, change.tzinfo).hour == 12
+        truth = path + (1.6 if is_noon else 0.4) * rng.normal(size=_KEYS)
+        regression.learn(0, _ALL, index, truth, (path, _ONE, told))
+        regression.settle(index)
+    width = {
+        datetime.fromtimestamp(3600 * index, change.tzinfo).hour: float(
+            np.ptp(_say(regression, index, path, _ONE, told), axis=1).mean()
+        )
+        for index in range(first, first + 24)
+    }
+    noon = width.pop(12)
+    assert noon > 2 * max(width.values())
 
 
 def test_hours_that_are_hard_to_foretell_far_ahead_may_be_easy_from_nearby() -> None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 from itertools import pairwise
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -109,6 +111,24 @@ def test_the_features_are_what_was_known_at_the_origin() -> None:
     np.testing.assert_allclose(row[0, : len(ago)], expected)
     np.testing.assert_allclose(row[0, len(ago)], (room.mean() - room[0, 167]) / 2)
     assert row[0, len(ago) + 1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [("Europe/Berlin", "2026-03-29"), ("America/New_York", "2026-11-01")],
+)
+def test_harmonics_go_by_the_wall_clock(zone: str, day: str) -> None:
+    """Noons a week apart are alike, though an hour more or less lies between them."""
+    calendar, change = Calendar(zone), datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone))
+    harmonics = Harmonics(calendar, HOUR_MS)
+    for days in range(1, 7):
+        before, after = (
+            int(calendar.index(int(noon.timestamp() * 1000), HOUR_MS))
+            for noon in (change + timedelta(days - at, hours=12) for at in (7, 0))
+        )
+        assert abs(after - before - 168) == 1
+        np.testing.assert_allclose(harmonics(after), harmonics(before), atol=1e-9)
+        assert np.abs(harmonics(before + 168) - harmonics(before)).max() > 0.2
 
 
 def test_the_calendar_comes_round_every_week() -> None:

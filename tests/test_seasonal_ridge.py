@@ -1,5 +1,8 @@
 """Regressions of deviations from a season. What holds of all experts is in the laws."""
 
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +11,7 @@ from numpy.typing import NDArray
 
 from stream_forecaster.calendar import HOUR_MS, Calendar
 from stream_forecaster.config import Resolution
+from stream_forecaster.experts import pool
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.regression import Harmonics
 from stream_forecaster.seasonal_ridge import SeasonalRidge, _tell
@@ -101,6 +105,38 @@ def test_of_buckets_passed_over_nothing_is_common() -> None:
     hourly.window.skip(hourly.window.closed + 500)
     hourly.tell(np.ones(_KEYS))
     assert np.count_nonzero(common) == 1
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [("Europe/Berlin", "2026-03-29"), ("America/New_York", "2026-11-01")],
+)
+def test_a_change_of_clocks_is_no_deviation(zone: str, day: str) -> None:
+    """On a season of the wall clock: forecasts made before, and those made after it, follow it."""
+    table, calendar, rng = KeyTable(), Calendar(zone), np.random.default_rng(0)
+    resolution = Resolution(step="1h", context=40, horizon=12)
+    window = Window(table, calendar, resolution, open_span_ms=1, is_mean=True)
+    change = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone))
+    midnight, slots = int(change.timestamp()) // 3600, np.arange(_KEYS)
+    window.begin((midnight - 24 * 40) * HOUR_MS)
+    table.intern([b"%d" % i for i in slots], np.zeros(_KEYS, np.int64))
+    everyone = {expert.name: expert for expert in pool(table, calendar, window, resolution)}
+    taught = [everyone[name] for name in ("day_type_fast", "day_type_fast_ridge")]
+
+    def season(index: int) -> float:
+        return 10.0 * datetime.fromtimestamp(3600 * index, change.tzinfo).hour
+
+    while window.closed < midnight + 24:
+        index = window.closed
+        if index >= midnight:
+            said = taught[1].predict(slots, index - 1, np.arange(1, 13))
+            expected = [season(index + steps) for steps in range(12)]
+            np.testing.assert_allclose(said, np.tile(expected, (_KEYS, 1)), atol=4)
+        value = season(index) + rng.normal(size=_KEYS)
+        window.absorb(slots, np.full(_KEYS, index * HOUR_MS), value)
+        closed = window.close()
+        for expert in taught:
+            expert.learn(index, closed)
 
 
 @pytest.mark.parametrize(("missing", "speaks"), [(12, True), (13, False)])

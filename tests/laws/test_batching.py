@@ -6,6 +6,7 @@ from itertools import pairwise
 from operator import add
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
@@ -13,12 +14,15 @@ from streams import (
     START_MS,
     Row,
     aggregates,
+    assert_all_spoke,
     block,
+    busy_log,
     cuts,
     event,
     forgetful,
     lessons,
     messages,
+    rich_settings,
     rows,
     settings,
     shard,
@@ -117,6 +121,21 @@ def test_any_cutting_trains_the_same_network(
     """Likewise with the network and everything it has learned."""
     config = settings(aggregate, "changed", network=True)
     _assert_alike(config, log, data.draw(cuts(len(log))))
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "mean"])
+def test_any_expert_goes_on_from_a_checkpoint_and_any_cutting(aggregate: str) -> None:
+    """All of them, and the network at each resolution: in parts, from bytes in the middle."""
+    config, log = rich_settings(aggregate), busy_log(1000)
+    whole, one = _advance(config, log, [0, len(log)])
+    parts, many = _advance(config, log, [0, 1, 333, 600])
+    saved = checkpoint.decode(checkpoint.encode(parts.checkpoint()))
+    restored = Shard.restore(config, parts.calendar, saved)
+    many += [restored.advance(block(log, i, j)) for i, j in pairwise([600, 601, 850, len(log)])]
+
+    assert_all_spoke(config, messages(config, one))
+    assert one[0].training_steps > 100
+    _assert_same((whole, one), (restored, many))
 
 
 def _assert_alike(config: Settings, log: list[Row], edges: list[int]) -> None:

@@ -6,6 +6,7 @@ what is published is exactly what an undisturbed run publishes: each message onc
 partition's order, byte for byte.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,8 +15,20 @@ from hypothesis import example, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from streams import START_MS, Row, busy_log, forgetful, lessons, rows, settings, with_tombstones
+from streams import (
+    START_MS,
+    Row,
+    assert_all_spoke,
+    busy_log,
+    forgetful,
+    lessons,
+    rich_settings,
+    rows,
+    settings,
+    with_tombstones,
+)
 
+from stream_forecaster import checkpoint
 from stream_forecaster.config import Settings
 from stream_forecaster.edge.memory import (
     Crash,
@@ -82,13 +95,23 @@ def _work_off(
     wall_ms: int = 0,
 ) -> list[Message]:
     """Restart processes until the log is drained; what was published in the end."""
+    return _worked_off(partitions, config, script, sizes, wall_ms).published
+
+
+def _worked_off(
+    partitions: dict[int, list[Row]],
+    config: Settings,
+    script: Script,
+    sizes: Callable[[], int],
+    wall_ms: int = 0,
+) -> MemoryLog:
     log = MemoryLog({p: [MemoryRecord(*row) for row in rows_] for p, rows_ in partitions.items()})
     for _ in range(1_000):
         try:
             _process(log, config, script, sizes, wall_ms)
         except Crash:
             continue
-        return log.published
+        return log
     raise AssertionError("it never gets there")
 
 
@@ -134,6 +157,30 @@ def test_any_schedule_of_deaths_trains_the_same_network(
     """Likewise with the network, whose lessons are learned again."""
     config = settings(publish="changed", network=True)
     _assert_undisturbed(config, {0: log}, draws, sizes)
+
+
+def test_any_expert_goes_on_after_a_death() -> None:
+    """All of them, and the network at each resolution: the same output, and the same state."""
+    config, log = rich_settings("count"), busy_log(1000)
+    deaths: dict[tuple[Point, int], Fate] = {
+        ("commit", 4): "crash after",
+        ("checkpoint", 7): "crash before",
+    }
+    times = Counter[Point]()
+
+    def fate(point: Point) -> Fate:
+        times[point] += 1
+        return deaths.pop((point, times[point]), "well")
+
+    disturbed = _worked_off({0: log}, config, fate, lambda: 100)
+    undisturbed = _worked_off({0: log}, config, fair_weather, lambda: 500)
+
+    assert not deaths
+    assert_all_spoke(config, disturbed.published)
+    assert _as_read(disturbed.published) == _as_read(undisturbed.published)
+    saved, expected = (of.checkpoints[0, len(log)] for of in (disturbed, undisturbed))
+    assert checkpoint.decode(bytearray(saved)).arrays["network.steps"] > 100
+    assert saved == expected
 
 
 @pytest.mark.timeout(400)

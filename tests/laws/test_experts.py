@@ -1,7 +1,7 @@
 """Laws: of every expert; that fusing them pays; that calibrated quantiles cover."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -23,32 +23,72 @@ Float64 = NDArray[np.float64]
 _KEYS = 4
 _HORIZON = 5
 _AHEAD = np.arange(1, _HORIZON + 1)
-_FIRST = 29_455_200  # a minute of January 2026
-_NAMES = (
-    "last_value",
-    "moving_average",
-    "ma_3",
-    "ewma_fast",
-    "ewma_medium",
-    "ewma_slow",
-    "seasonal_day",
-    "seasonal_week",
-    "day_type_fast",
-    "day_type_slow",
-    "population",
-    "ridge",
-    "ridge_key",
-    "dlinear",
-    "day_type_fast_ridge",
-    "day_type_slow_ridge",
-    "river_HoltWinters",
-    "river_SNARIMAX",
-)
+_FIRST_MS = 1_767_312_000_000  # 2026-01-02 00:00 UTC
+
+
+class _Kind(NamedTuple):
+    """A kind of pool.
+
+    Attributes:
+        step: width of a bucket.
+        context: how many are remembered.
+        lean: is it one for many keys?
+        clean: after so many buckets without gaps everyone in it has an opinion.
+        who: is told the laws; in the order of the pool, but not all of it.
+    """
+
+    step: str
+    context: int
+    lean: bool
+    clean: int
+    who: tuple[str, ...]
+
+
+_KINDS = {
+    "minutes": _Kind(
+        "1m",
+        12,
+        lean=False,
+        clean=25,
+        who=(
+            "last_value",
+            "moving_average",
+            "ma_3",
+            "ewma_fast",
+            "ewma_medium",
+            "ewma_slow",
+            "seasonal_day",
+            "seasonal_week",
+            "day_type_fast",
+            "day_type_slow",
+            "population",
+            "ridge",
+            "ridge_key",
+            "dlinear",
+            "day_type_fast_ridge",
+            "day_type_slow_ridge",
+            "river_HoltWinters",
+            "river_SNARIMAX",
+        ),
+    ),
+    # Others have all that they want of a context of 12.
+    "many": _Kind("1m", 77, lean=False, clean=73, who=("ridge_long",)),
+    "days": _Kind("1d", 12, lean=False, clean=18, who=("seasonal_week", "seasonal_week_ridge")),
+    # Of two newest values, and of an hour of each type of day.
+    "lean": _Kind(
+        "1h",
+        12,
+        lean=True,
+        clean=25,
+        who=("last_value", "day_type_fast", "ridge", "ridge_key", "day_type_fast_ridge"),
+    ),
+}
+_NAMES = [f"{kind}-{name}" for kind, told in _KINDS.items() for name in told.who]
 
 experts = pytest.mark.parametrize("name", _NAMES)
-a_few = settings(max_examples=15)  # of each law, for each of eighteen experts
+a_few = settings(max_examples=15)  # of each law, for each of these experts
+_warm = st.booleans()
 _any = st.floats(-1e15, 1e15)
-# Regressions speak only after some buckets without gaps.
 _values = st.one_of(
     [
         npst.arrays(np.float64, st.tuples(st.integers(0, longest), st.just(_KEYS)), elements=values)
@@ -60,19 +100,34 @@ _values = st.one_of(
 class Stream:
     """One expert beside its window, told a stream of means (so that buckets may be missing)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, warm: bool = False) -> None:
+        """`warm`: after as many clean buckets as it takes for an opinion."""
+        kind, _, self.name = name.partition("-")
+        self.kind = _KINDS[kind]
         self.table, calendar = KeyTable(), Calendar("UTC")
-        resolution = Resolution(step="1m", context=12, horizon=_HORIZON)
+        resolution = Resolution(step=self.kind.step, context=self.kind.context, horizon=_HORIZON)
         self.window = Window(self.table, calendar, resolution, open_span_ms=1, is_mean=True)
-        self.window.begin(_FIRST * 60_000)
-        river = ("HoltWinters", "SNARIMAX")
-        everyone = pool(self.table, calendar, self.window, resolution, river=river)
-        assert tuple(expert.name for expert in everyone) == _NAMES
-        self.expert: Expert = everyone[_NAMES.index(name)]
-        # A regression on a season asks that season, which has learned before it.
-        self.season = everyone[_NAMES.index(name.removesuffix("_ridge"))]
+        self.window.begin(_FIRST_MS)
+        lean, river = self.kind.lean, ("HoltWinters", "SNARIMAX")
+        everyone = {
+            expert.name: expert
+            for expert in pool(
+                self.table, calendar, self.window, resolution, lean=lean, river=river
+            )
+        }
+        self.everyone = tuple(everyone)
+        self.expert: Expert = everyone[self.name]
+        # Whom it asks, who have learned before it: of the newest values, and of its season.
+        asked = (everyone["last_value"], everyone[self.name.removesuffix("_ridge")])
+        self._taught = tuple(dict.fromkeys((*asked, self.expert)))
         self.keys = [b"%d" % i for i in range(_KEYS)]
         self.table.intern(self.keys, np.zeros(_KEYS, np.int64))
+        if warm:
+            self.tell(self.clean())
+
+    def clean(self) -> Float64:
+        """(N, K) values without gaps, as many as it takes for an opinion."""
+        return np.random.default_rng(0).normal(3.0, 0.1, (self.kind.clean, _KEYS))
 
     def tell(self, values: Float64) -> Float64:
         """Close one bucket after another, of values (N, K); what is forecast then (K, H)."""
@@ -82,13 +137,12 @@ class Stream:
 
     def tell_one(self, row: Float64) -> None:
         """Close one bucket of values (K,)."""
-        slots = np.flatnonzero(~np.isnan(row))
-        time_ms = np.full(len(slots), self.window.closed * 60_000)
+        slots, index = np.flatnonzero(~np.isnan(row)), self.window.closed
+        time_ms = np.full(len(slots), index * self.window.step_ms)
         self.window.absorb(slots, time_ms, row[slots])
-        index = self.window.closed
         closed = self.window.close()
         before = closed.copy()
-        for expert in dict.fromkeys((self.season, self.expert)):
+        for expert in self._taught:
             expert.learn(index, closed)
         np.testing.assert_array_equal(closed, before)
 
@@ -100,20 +154,35 @@ class Stream:
         return np.broadcast_to(said, (_KEYS, _HORIZON))
 
 
+@pytest.mark.parametrize("kind", _KINDS)
+def test_every_expert_is_told_the_laws(kind: str) -> None:
+    """Of the usual pool all of them, and of the others whom there is none like in it."""
+    who = _KINDS[kind].who
+    everyone = Stream(f"{kind}-{who[0]}").everyone
+    assert who == tuple(name for name in everyone if name in who)
+    assert kind != "minutes" or who == everyone
+
+
+@experts
+def test_an_expert_has_an_opinion(name: str) -> None:
+    """Of every key and step, once it has seen so many buckets without gaps; else laws are void."""
+    assert np.isfinite(Stream(name, warm=True).forecast()).all()
+
+
 @experts
 @a_few
-@given(values=_values)
-def test_forecasts_are_finite_or_no_opinion(name: str, values: Float64) -> None:
+@given(values=_values, warm=_warm)
+def test_forecasts_are_finite_or_no_opinion(name: str, values: Float64, *, warm: bool) -> None:
     """Of the right shape, whatever was learned, and learning leaves its input as it was."""
-    assert not np.isinf(Stream(name).tell(values)).any()
+    assert not np.isinf(Stream(name, warm=warm).tell(values)).any()
 
 
 @experts
 @a_few
-@given(values=_values)
-def test_forecasting_changes_nothing(name: str, values: Float64) -> None:
+@given(values=_values, warm=_warm)
+def test_forecasting_changes_nothing(name: str, values: Float64, *, warm: bool) -> None:
     """Asked twice, an expert says the same, and learns the same afterwards."""
-    asked, left_alone = Stream(name), Stream(name)
+    asked, left_alone = Stream(name, warm=warm), Stream(name, warm=warm)
     for row in values:
         asked.tell_one(row)
         left_alone.tell_one(row)
@@ -123,17 +192,17 @@ def test_forecasting_changes_nothing(name: str, values: Float64) -> None:
 
 @experts
 @a_few
-@given(values=_values, slots=st.permutations(range(_KEYS)))
+@given(values=_values, slots=st.permutations(range(_KEYS)), warm=_warm)
 def test_a_key_is_forecast_alike_alone_and_among_others(
-    name: str, values: Float64, slots: list[int]
+    name: str, values: Float64, slots: list[int], *, warm: bool
 ) -> None:
     """Which keys are asked for together does not matter, up to the rounding of a matrix product."""
-    stream = Stream(name)
+    stream = Stream(name, warm=warm)
     together = stream.tell(values)
     index = stream.window.closed - 1
     picked = np.array(slots[:2])
     said = stream.expert.predict(picked, index, _AHEAD)
-    rounding = 1e-9 * np.nanmax(np.abs(values), initial=1.0)
+    rounding = 1e-9 * np.nanmax(np.abs(values), initial=3.0)
     np.testing.assert_allclose(
         np.broadcast_to(said, (2, _HORIZON)), together[picked], rtol=1e-9, atol=rounding
     )
@@ -143,10 +212,12 @@ def test_a_key_is_forecast_alike_alone_and_among_others(
 def test_an_expert_is_honest_when_cold(name: str) -> None:
     """Before a key's first value it has no opinion; only the population speaks for a newcomer."""
     stream = Stream(name)
-    values = np.tile([3.0, 3.0, np.nan, np.nan], (20, 1))
+    values = np.tile(stream.clean(), (2, 1))
+    values[:, 2:] = np.nan
     said = stream.tell(values)
-    newcomers = said[2:]
-    if name == "population":
+    known, newcomers = said[:2], said[2:]
+    assert np.isfinite(known).all()
+    if stream.name == "population":
         np.testing.assert_allclose(newcomers, 3.0, rtol=0.1)
     else:
         assert np.isnan(newcomers).all()
@@ -182,10 +253,12 @@ def test_memory_does_not_grow_with_time(name: str) -> None:
 
 @experts
 @a_few
-@given(values=_values, more=_values)
-def test_a_restored_expert_goes_on(name: str, values: Float64, more: Float64) -> None:
+@given(values=_values, more=_values, warm=_warm)
+def test_a_restored_expert_goes_on(
+    name: str, values: Float64, more: Float64, *, warm: bool
+) -> None:
     """From the key table and its own arrays."""
-    gone_on, restored = Stream(name), Stream(name)
+    gone_on, restored = Stream(name, warm=warm), Stream(name)
     gone_on.tell(values)
     restored.table.restore({k: v.copy() for k, v in gone_on.table.arrays().items()})
     restored.window.restore(gone_on.window.arrays())
@@ -195,10 +268,10 @@ def test_a_restored_expert_goes_on(name: str, values: Float64, more: Float64) ->
 
 @experts
 @a_few
-@given(values=_values)
-def test_a_slot_keeps_nothing_of_its_last_key(name: str, values: Float64) -> None:
+@given(values=_values, warm=_warm)
+def test_a_slot_keeps_nothing_of_its_last_key(name: str, values: Float64, *, warm: bool) -> None:
     """Who comes into a freed row is forecast as any newcomer."""
-    stream = Stream(name)
+    stream = Stream(name, warm=warm)
     stream.tell(values)
     stream.table.forget(b"2")
     slot = stream.table.intern([b"newcomer"], np.array([0]))

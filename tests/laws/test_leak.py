@@ -2,10 +2,23 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from streams import Row, aggregates, block, lessons, messages, rows, settings, shard
+from streams import (
+    Row,
+    aggregates,
+    assert_all_spoke,
+    block,
+    busy_log,
+    lessons,
+    messages,
+    rich_settings,
+    rows,
+    settings,
+    shard,
+)
 
 from stream_forecaster.config import Settings
 from stream_forecaster.records import Message
@@ -27,6 +40,17 @@ def test_nor_does_the_network_know_the_future(
     """Likewise of a network that is trained on the way, before the middle and after it."""
     config = settings(aggregate, network=True)
     _assert_unmoved(config, log, other[::2], data.draw(st.integers(30, len(log))))
+
+
+@pytest.mark.parametrize("aggregate", ["count", "sum", "mean"])
+def test_nor_does_any_expert_know_the_future(aggregate: str) -> None:
+    """All of the experts, and the network at each resolution: as if the log had ended there."""
+    config, log, middle = rich_settings(aggregate), busy_log(1000), 900
+    until_then = shard(config).advance(block(log, 0, middle))
+    told = messages(config, [until_then])
+    assert_all_spoke(config, told)
+    assert until_then.training_steps > 100
+    assert _issued_before(middle, messages(config, [shard(config).advance(block(log))])) == told
 
 
 def _assert_unmoved(config: Settings, log: list[Row], other: list[Row], middle: int) -> None:
