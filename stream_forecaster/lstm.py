@@ -125,8 +125,8 @@ class Lstm:
             buckets,
             self._learner.shares[self._resolution].copy(),
             discount=0.9995,
-            prior=300.0,
-            burst=1.0,
+            prior=1000.0,
+            burst=2.0,
             convex=True,
         )
 

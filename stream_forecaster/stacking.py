@@ -1,9 +1,9 @@
 """A stack: what an anchor misses, regressed on how far others are from it.
 
 Recursive ridge regression. The first keys have one of their own, shrunk to the population's, and
-that is shrunk to the weights that it began with. Experts are stacked so on their weighted mean
-(`fusion`); the network's paths are let in beside the pool's (`lstm`), beginning with the share that
-their training justifies.
+that is shrunk to the weights that it began with, as far as these have not been refuted. Experts are
+stacked so on their weighted mean (`fusion`); the network's paths are let in beside the pool's
+(`lstm`), beginning with the share that their training justifies.
 
 Axes: the M stacked paths lead. B slots, G horizon buckets.
 
@@ -29,6 +29,9 @@ _POPULATION_DISCOUNT = 0.9995
 _SOLVE_EVERY = 6
 _POOLED = 0.25
 """Of a stack's prior, for the population: its evidence is a mean over many keys, less noisy."""
+_LARGEST_LOSS = 100.0
+"""In squared spreads of the key. A burst must not decide, but two days ahead errors of five spreads
+are usual."""
 FORGET = 0.1
 """The share of the evidence that is kept when a drift was detected."""
 
@@ -54,9 +57,10 @@ class Stack:
             table: where the first keys' own regressions live.
             prefix: of the columns.
             buckets: G.
-            start: (M,) the weights to begin with and to shrink to.
+            start: (M,) the weights to begin with, and to shrink to while they do no harm.
             discount: per landed forecast, of a key's own evidence.
-            prior: how many landed forecasts the start weighs as much as.
+            prior: how many landed forecasts the population's weights count for in a key's own; a
+                quarter as many the start does in the population's.
             burst: a residual of so many spreads has a weight of 0.7, larger ones less.
             convex: no weight below zero, and all of them together at most one. For paths that are
                 nearly the same, of which a regression would take the difference times ten.
@@ -71,6 +75,8 @@ class Stack:
         add(f"{prefix}.weight", (buckets, m), dtype=np.float32, fill=np.nan, most=_OWN_KEYS)
         self._gram, self._cross = np.zeros((buckets, m, m)), np.zeros((buckets, m))
         self._landed = np.zeros(buckets)
+        # Where others had something to say: squared losses of anchor and start, how many landed.
+        self._trial = np.zeros((buckets, 3))
         self._weight = np.tile(start, (buckets, 1))
 
     def learn(self, bucket: int, slots: Int64, deviation: Float64, residual: Float64) -> None:
@@ -85,9 +91,12 @@ class Stack:
         if not len(slots):
             return
         told = deviation.T
-        weighted, target = np.empty(told.shape), np.empty(len(slots))
-        _soften(told, residual, self._burst, weighted, target)
+        weighted, target, trial = np.empty(told.shape), np.empty(len(slots)), np.zeros(3)
+        _soften(told, residual, self._start, self._burst, weighted, target, trial)
         gram, cross = weighted.T @ told, target @ told
+        if trial[2]:
+            self._trial[bucket] *= _POPULATION_DISCOUNT
+            self._trial[bucket] += trial / trial[2]
         _pool(bucket, len(slots), gram, cross, self._gram, self._cross, self._landed)
         grams, crosses = self._column("gram"), self._column("cross")
         _add_up(bucket, slots, told, weighted, target, self._discount, grams, crosses)
@@ -105,7 +114,8 @@ class Stack:
         ridge = self._ridge * np.trace(mean, axis1=1, axis2=2) / m + 1e-9
         scale = mean + ridge[:, None, None] * np.eye(m)
         pull = _POOLED * prior * scale
-        target = self._cross[some] + pull @ self._start
+        start = self._belief()[some, None] * self._start
+        target = self._cross[some] + (pull @ start[:, :, None])[..., 0]
         solved = np.linalg.solve(self._gram[some] + pull, target[..., None])[..., 0]
         self._weight[some] = self._admissible(solved)
         pull = prior * scale
@@ -113,6 +123,18 @@ class Stack:
         targets = self._column("cross")[:, some] + (pull @ self._weight[some, :, None])[..., 0]
         solved = np.linalg.solve(grams, targets[..., None])[..., 0]
         self._column("weight")[:, some] = self._admissible(solved)
+
+    def _belief(self) -> Float64:
+        """(G,) what is left of the start, from 0 to 1: all, unless it does worse than no weights.
+
+        By ridge alone, as old evidence fades, some of it would stay for ever, whatever it costs. If
+        the relative difference of the mean losses is d and n forecasts have landed, it is twice the
+        weight that exponential weights give to the start.
+        """
+        anchor, start, landed = self._trial.T
+        worse = np.maximum(start - anchor, 0.0) / np.maximum(anchor, 1e-9)
+        odds: Float64 = np.exp(-np.sqrt(landed) * worse)
+        return 2 * odds / (1 + odds)
 
     def _admissible(self, weight: Float64) -> Float64:
         """Weights (..., M) within their bounds."""
@@ -144,6 +166,7 @@ class Stack:
         self._gram *= FORGET
         self._cross *= FORGET
         self._landed *= FORGET
+        self._trial *= FORGET
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept of the population."""
@@ -152,6 +175,7 @@ class Stack:
             "gram": self._gram,
             "cross": self._cross,
             "landed": self._landed,
+            "trial": self._trial,
             "weight": self._weight,
         }
 
@@ -159,7 +183,8 @@ class Stack:
         """Take `arrays` back."""
         self._start[:] = arrays["start"]
         self._gram[:], self._cross[:] = arrays["gram"], arrays["cross"]
-        self._landed[:], self._weight[:] = arrays["landed"], arrays["weight"]
+        self._landed[:], self._trial[:] = arrays["landed"], arrays["trial"]
+        self._weight[:] = arrays["weight"]
 
     def _column(self, name: str) -> NDArray[Any]:
         return self._table[f"{self._prefix}.{name}"]
@@ -168,16 +193,33 @@ class Stack:
 # -- loops over keys -----------------------------------------------------------------------------
 
 
-@compiled("f8:2 f8:1 f8 > f8:2 f8:1")
-def _soften(
-    deviation: Float64, residual: Float64, burst: float, weighted: Float64, target: Float64
+@compiled("f8:2 f8:1 f8:1 f8 > f8:2 f8:1 f8:1")
+def _soften(  # noqa: PLR0913, PLR0917  (what a regression is made of)
+    deviation: Float64,
+    residual: Float64,
+    start: Float64,
+    burst: float,
+    weighted: Float64,
+    target: Float64,
+    trial: Float64,
 ) -> None:
-    """Deviations (B, M) and residuals (B,), weighted: one burst must not turn the regression."""
+    """Deviations (B, M) and residuals (B,), weighted: one burst must not turn the regression.
+
+    Adds up in `trial` (3,) the squares of what the anchor misses and of what weights `start` (M,)
+    would, and how many forecasts they are of: those without any deviation tell nothing of them.
+    """
     for b in range(len(residual)):
         weight = 1 / np.sqrt(1 + (residual[b] / burst) ** 2)
+        missed, told = residual[b], 0.0
         for m in range(deviation.shape[1]):
             weighted[b, m] = weight * deviation[b, m]
+            missed -= start[m] * deviation[b, m]
+            told += abs(deviation[b, m])
         target[b] = weight * residual[b]
+        if told > 0:
+            trial[0] += min(residual[b] ** 2, _LARGEST_LOSS)
+            trial[1] += min(missed**2, _LARGEST_LOSS)
+            trial[2] += 1
 
 
 @compiled("i8 i8 f8:2 f8:1 > f8:3 f8:2 f8:1")

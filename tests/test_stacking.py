@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stream_forecaster.keys import KeyTable
-from stream_forecaster.stacking import _OWN_KEYS, _POPULATION_DISCOUNT, Stack
+from stream_forecaster.stacking import _LARGEST_LOSS, _OWN_KEYS, _POPULATION_DISCOUNT, Stack
 
 Float64 = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ def _table(keys: int) -> KeyTable:
     return table
 
 
-def _stack(keys: int = _K, *, convex: bool = False) -> Stack:
+def _stack(keys: int = _K, *, prior: float = _PRIOR, convex: bool = False) -> Stack:
     return Stack(
         _table(keys),
         "s",
@@ -39,16 +39,21 @@ def _stack(keys: int = _K, *, convex: bool = False) -> Stack:
         _START.copy(),
         discount=_DISCOUNT,
         burst=_BURST,
-        prior=_PRIOR,
+        prior=prior,
         convex=convex,
     )
 
 
 def _drawn(slots: set[int], seed: int) -> tuple[NDArray[np.int64], Float64, Float64]:
-    """Slots (B,), deviations (M, B) and residuals (B,) that depend on them."""
+    """Slots (B,), deviations (M, B) and residuals (B,) that depend on them, either way.
+
+    Some have no deviations at all, and some residuals are bursts.
+    """
     rng, rows = np.random.default_rng(seed), np.array(sorted(slots), np.int64)
-    deviation = rng.normal(size=(_M, len(rows)))
-    return rows, deviation, deviation[0] - 0.5 * deviation[1] + rng.normal(size=len(rows))
+    deviation = rng.normal(size=(_M, len(rows))) * (rng.random(len(rows)) < 0.8)
+    residual = deviation[0] - 0.5 * deviation[1] + rng.normal(size=len(rows))
+    residual += 20 * (rng.random(len(rows)) < 0.1)
+    return rows, deviation, residual if seed % 2 else -residual
 
 
 def _regressed(landings: Landings, *, convex: bool = False) -> Stack:
@@ -81,28 +86,39 @@ def _ridge(
 
 @given(landings=_landings)
 def test_a_stack_is_the_ridge_regression_of_all_that_landed(landings: Landings) -> None:
-    """The population's shrunk to the start, a key's own to the population's; older rows less."""
+    """The population's shrunk to the start, a key's own to the population's; older rows less.
+
+    And to less of the start the worse it did than no weights at all.
+    """
     weights = _regressed(landings).weights(_ALL)
     for g in range(_G):
         pooled: list[tuple[float, Float64, float]] = []
         own: dict[int, list[tuple[float, Float64, float]]] = {k: [] for k in range(_K)}
-        landed = 0.0
+        landed, trial = 0.0, np.zeros(3)
         for bucket, slots, seed in landings:
             if bucket != g or not slots:
                 continue
             landed = _POPULATION_DISCOUNT * landed + 1
+            news = np.zeros(3)
             pooled = [(w * _POPULATION_DISCOUNT, d, r) for w, d, r in pooled]
             for k, deviation, r in zip(*_of_each(slots, seed), strict=True):
                 w = 1 / math.sqrt(1 + (r / _BURST) ** 2)
                 pooled.append((w / len(slots), deviation, r))
+                if deviation.any():
+                    errors = np.array([r, r - deviation @ _START])
+                    news += [*np.minimum(errors**2, _LARGEST_LOSS), 1]
                 older = [(u * _DISCOUNT, d, s) for u, d, s in own[k]]
                 own[k] = [*older, (w, deviation, r)]
+            if news[2]:
+                trial = _POPULATION_DISCOUNT * trial + news / news[2]
         if landed < 2:  # too little to solve
             np.testing.assert_allclose(weights[:, :, g], np.tile(_START, (_K, 1)).T)
             continue
         mean = sum(w * np.outer(d, d) for w, d, _ in pooled) / landed
         scale = mean + (0.02 * np.trace(mean) / _M + 1e-9) * np.eye(_M)
-        everyone = _ridge(pooled, scale, _PRIOR / 4, _START)
+        worse = math.sqrt(trial[2]) * max(trial[1] / trial[0] - 1, 0) if trial[2] else 0
+        belief = 2 * math.exp(-worse) / (1 + math.exp(-worse))
+        everyone = _ridge(pooled, scale, _PRIOR / 4, belief * _START)
         for k in range(_K):
             expected = _ridge(own[k], scale, _PRIOR, everyone)
             np.testing.assert_allclose(weights[:, k, g], expected, rtol=1e-3, atol=1e-4)
@@ -130,6 +146,30 @@ def test_a_stack_starts_with_what_it_was_given() -> None:
     np.testing.assert_array_equal(
         stack.weights(_ALL), np.broadcast_to(_START[:, None, None], (_M, _K, _G))
     )
+
+
+def test_a_start_that_does_harm_is_given_up_soon() -> None:
+    """Ridge alone would keep nearly all of it; one that does well is kept, in its bucket."""
+    stack, rng = _stack(prior=1e6), np.random.default_rng(0)
+    for _ in range(150):
+        deviation = rng.normal(size=(_M, _K))
+        for bucket, sign in enumerate((1.0, -1.0)):
+            missed = sign * (_START @ deviation) + rng.normal(size=_K)
+            stack.learn(bucket, np.arange(_K), deviation, missed)
+    stack.solve()
+    kept, refuted = stack.weights(_ALL)[:, 0].T
+    np.testing.assert_allclose(kept, _START, atol=1e-3)
+    assert np.abs(refuted).max() < 0.1
+
+
+def test_after_a_drift_all_evidence_counts_for_a_tenth() -> None:
+    """That against the start as well."""
+    stack = _regressed([(0, {0, 1}, 3), (0, {2, 3}, 4)])
+    before = {name: stack.arrays()[name].copy() for name in ("gram", "cross", "landed", "trial")}
+    stack.forget()
+    for name, evidence in before.items():
+        assert evidence.any()
+        np.testing.assert_allclose(stack.arrays()[name], 0.1 * evidence)
 
 
 def test_keys_beyond_the_first_have_the_weights_of_the_population() -> None:
