@@ -1,10 +1,13 @@
 """Drift: has forecasting become harder than it used to be?
 
-Two detectors watch the mean landed loss of one resolution, one value per closed bucket: ADWIN
-compares the newer with the older part of a window that it keeps as long as it may; Page-Hinkley
-adds up what is above the mean. A drift is where both saw a rise: ADWIN alone takes every rhythm for
-one. They look at losses, not at the input: a change that the experts follow is none, and neither is
-a fall. To be seen a rise needs a past: some 200 buckets for a tripling, more for a doubling.
+Two detectors watch the mean landed loss of one resolution's pool, one value per closed bucket:
+ADWIN compares the newer with the older part of a window that it keeps as long as it may;
+Page-Hinkley adds up what is above the mean. A drift is where both saw a rise: ADWIN alone takes
+every rhythm for one. They look at losses, not at the input: a change that the experts follow is
+none, and neither is a fall. To be seen a rise needs a past: some 200 buckets for a tripling, more
+for a doubling. The loss is that of the pool's own path, before the network and the agreement across
+scales: beside a network that is worth nothing, which is found out, experts would miss drifts of
+their own or forget where there was none.
 
 A loss is told as a multiple of the mean so far, so that the scale cancels. Losses enter that mean
 cut at four medians, and the first not at all: one absurd loss (a key's first forecast has no spread

@@ -235,7 +235,7 @@ class Pool:
         m, count = len(said.predictions), len(group.slots)
         points = np.empty((count, m + 2 + len(baselines))).T  # key by key, as a loop takes them
         points[0], points[1 : m + 1] = said.mean, said.predictions
-        points[m + 1] = np.maximum(said.pooled, 0.0) if self._is_count else said.pooled
+        points[m + 1] = self._pooled(said)
         for point, baseline in zip(points[m + 2 :], baselines, strict=True):
             point[:] = baseline[group.bucket][group.slots]
         score.land(group.bucket, group.truth, points, said.quantiles)
@@ -251,15 +251,21 @@ class Pool:
         )
 
     def _learn(self, index: int, group: Landed, spread: Float64) -> Float64:
-        """From one horizon bucket: the residuals (B,) without their sign, in calibration's units.
+        """From one horizon bucket: the losses (B,) of the pool's path, in calibration's units.
 
         One at a time: what they had said of all keys at all horizons would take a lot of memory.
         """
         self._learn_weights(index, group, spread)
-        loss = self._learn_quantiles(index, group, spread)
+        self._learn_quantiles(index, group, spread)
         if group.bucket == 0:
             self._note_quality(group)
+        pooled = self._pooled(group.said)
+        loss: Float64 = np.abs(group.truth - pooled) / self._calibration.unit(pooled, spread)
         return loss
+
+    def _pooled(self, said: Said) -> Float64:
+        """The pool's own path, before the network and the agreement across scales."""
+        return np.maximum(said.pooled, 0.0) if self._is_count else said.pooled
 
     def _settle(self, index: int, truth: Float64, losses: list[float]) -> bool:
         """All horizons have learned: what is left to do. Was a drift detected?"""
@@ -282,7 +288,9 @@ class Pool:
         """Count what was learned of forecasts for a tenth.
 
         Not the network's shares, which would go back to what synthetic worlds justify, nor the
-        regression of quantiles: both were worse for it.
+        regression of quantiles: both were worse for it. What is learned of published errors is
+        forgotten as well, though a drift is one of the pool's path: a network that goes astray is
+        dealt with by its shares.
         """
         for part in (self._fusion, self._calibration, self._mixture):
             part.forget()
@@ -302,12 +310,11 @@ class Pool:
             unit = self.expected_error(group.slots, path, bucket)[:, 0]
             self._lstm.note(index, group.slots, missed / unit)
 
-    def _learn_quantiles(self, index: int, group: Landed, spread: Float64) -> Float64:
+    def _learn_quantiles(self, index: int, group: Landed, spread: Float64) -> None:
         """The mixture of members, then the members themselves.
 
         Members of counts are judged by what they would say today. A regression has more to learn
         by heart, and is judged by what it said when it had not heard of errors like these.
-        Returns the residuals (B,) without their sign, in calibration's units.
         """
         said, slots, truth, bucket = group.said, group.slots, group.truth, group.bucket
         size = self._calibration.expected_error(
@@ -325,10 +332,7 @@ class Pool:
             told = said.mean, size, said.predictions
             self._regression.learn(bucket, slots, index, truth, told)
         unit = self._calibration.unit(said.mean, spread)
-        residual = truth - said.mean
-        self._calibration.learn(bucket, slots, residual, unit)
-        loss: Float64 = np.abs(residual) / unit
-        return loss
+        self._calibration.learn(bucket, slots, truth - said.mean, unit)
 
     def _note_quality(self, group: Landed) -> None:
         """One step ahead: errors, coverage and surprise of each key."""

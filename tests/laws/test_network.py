@@ -1,6 +1,9 @@
 """Laws of the network: of any weights and any input; and what a useless one costs."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,10 @@ from stream_forecaster.config import parse
 from stream_forecaster.inputs import gate_bucket
 from stream_forecaster.keys import KeyTable
 from stream_forecaster.learning import Learner
-from stream_forecaster.lstm import Seats
+from stream_forecaster.lstm import Lstm, Seats, View
 from stream_forecaster.network import Answer, Network, Steps
 from stream_forecaster.pace import Pace
-from stream_forecaster.pool import Pool
+from stream_forecaster.pool import Closed, Pool
 from stream_forecaster.scoring import Score
 from stream_forecaster.weights import Weights
 
@@ -164,26 +167,29 @@ def _stream() -> NDArray[np.float64]:
     return 20 + 5 * np.sin(t / 4 + phase) + rng.normal(0, 1, (_BUCKETS, 12))
 
 
-def _scores(values: NDArray[np.float64], seats: Seats | None) -> tuple[Score, Score]:
-    """Those of all published forecasts: of the first buckets, and in the end."""
+def _live(values: NDArray[np.float64], seats: Seats | None) -> Iterator[Closed]:
+    """What each bucket of a pool comes to."""
     table = KeyTable()
     pool = Pool(table, Calendar("UTC"), _SETTINGS.resolutions[0], _SETTINGS, seats)
     pool.window.begin(START_MS)
-    early = score = pool.no_score()
     for t, row in enumerate(values):
         time_ms = np.full(len(row), START_MS + t * MINUTE_MS)
         slots = table.intern([b"%d" % key for key in range(len(row))], time_ms)
         pool.window.absorb(slots, time_ms, row)
-        score += pool.close().score
+        yield pool.close()
         pool.issue()
-        if t < _EARLY:
-            early = score
-    return early, score
+
+
+def _scores(values: NDArray[np.float64], seats: Seats | None) -> tuple[Score, Score]:
+    """Those of all published forecasts: of the first buckets, and of all others."""
+    scores = [closed.score for closed in _live(values, seats)]
+    early, late = (reduce(add, part) for part in (scores[:_EARLY], scores[_EARLY:]))
+    return early, late
 
 
 def _error(values: NDArray[np.float64], seats: Seats | None) -> float:
     """Mean squared error of the published forecasts."""
-    _, score = _scores(values, seats)
+    score = reduce(add, _scores(values, seats))
     return float(score.squared[0].sum() / score.count.sum())
 
 
@@ -223,3 +229,33 @@ def test_a_useless_network_costs_next_to_nothing(weights: Any) -> None:
     ):
         assert beside.squared[0].sum() <= 1.01 * alone.squared[0].sum()
         assert beside.pinball.sum() <= 1.01 * alone.pinball.sum()
+
+
+def _believed() -> Seats:
+    """The same, where everybody has reason to believe it."""
+    return _learner(replace(_wild(), shares=np.array([[0.8, 0.2]])), every=0)
+
+
+def test_a_useless_network_that_is_believed_is_found_out() -> None:
+    """It is dear in the first forty buckets; from then on it costs no more than none at all."""
+    values = _stream()
+    early, late = _scores(values, _believed())
+    early_alone, late_alone = _scores(values, None)
+    assert early.squared[0].sum() > 1.5 * early_alone.squared[0].sum()
+    assert late.squared[0].sum() <= 1.01 * late_alone.squared[0].sum()
+
+
+def test_a_network_that_goes_astray_is_no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the experts have learned is as good as before; noise that grows is a drift."""
+    values, let_in = _stream(), Lstm.let_in
+    begin = START_MS // MINUTE_MS
+
+    def astray(seat: Lstm, view: View, paths: Any) -> Any:
+        path, share = let_in(seat, view, paths)
+        return path + 20 * (view.index > begin + 250), share
+
+    monkeypatch.setattr(Lstm, "let_in", astray)
+    assert not any(closed.drifted for closed in _live(values, _believed()))
+    monkeypatch.undo()
+    values[250:] += np.random.default_rng(9).normal(0, 12, values[250:].shape)
+    assert any(closed.drifted for closed in _live(values, _believed()))
