@@ -272,7 +272,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/accuracy"), help="for our files")
     parser.add_argument("--network", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--weights", default="", metavar="URL", help="not those that ship")
-    parser.add_argument("--worthless", choices=KINDS, help="a network that is, and is believed")
+    parser.add_argument("--worthless", choices=KINDS, help="a network that is worth nothing")
     parser.add_argument("--seeds", default="0", help="one run each, if the network takes part")
     parser.add_argument("--alone", action="store_true", help="and once without the network")
     parser.add_argument("--markdown", action="store_true", help="the README's table")

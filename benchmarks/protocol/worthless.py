@@ -1,7 +1,8 @@
-"""Networks that are worth nothing, and are believed like the one that ships.
+"""Networks that are worth nothing, most of them believed like the one that ships.
 
 `random` is as it was drawn; `noise` was drawn, then fitted to white noise, which has nothing to
-teach. Neither is ever trained on the stream that it forecasts, so that it stays as it is.
+teach; `untrained` is `random` as our own code would have it, with no share to begin with. None is
+ever trained on the stream that it forecasts, so that it stays as it is.
 """
 
 import subprocess
@@ -16,7 +17,7 @@ import tomli_w
 from benchmarks.protocol.streams import Rows, write_events
 from stream_forecaster.weights import decode, shipped, untrained
 
-KINDS = ("random", "noise")
+KINDS = ("untrained", "random", "noise")
 
 _KEYS, _DAYS, _DAY_MS = 40, 100, 86_400_000
 _BEGIN_MS = 1_356_998_400_000  # 2013-01-01
@@ -35,7 +36,9 @@ def worthless(kind: str, settings: dict[str, Any], step_ms: int, folder: Path) -
     believed = shipped()
     drawn = untrained(believed.steps_ms, seed=0)
     file = (folder / f"{kind}.safetensors").resolve()
-    file.write_bytes(replace(drawn, shares=believed.shares).encode())
+    if kind != "untrained":
+        drawn = replace(drawn, shares=believed.shares)
+    file.write_bytes(drawn.encode())
     model = settings["model"] | {"weights": str(file), "train_every_hops": 0}
     settings = settings | {"model": model}
     if kind == "noise":
