@@ -4,6 +4,7 @@ import struct
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record import MemoryRecords
+from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 from raw import with_attributes, with_odd_header
 
-from stream_forecaster.edge import columnar, record_batches
+from stream_forecaster.edge import columnar, header_names, record_batches
 from stream_forecaster.edge.columnar import ColumnarRecords, columns
 from stream_forecaster.records import Records
 
@@ -177,10 +179,17 @@ def test_columns_are_the_clients_records(
     fixed=st.booleans(),
 )
 @example(fetch=Fetch(batch(0, [(TIME_MS, None, b"v", [])])[0]), at=61, bits=1, fixed=True)
+@example(
+    fetch=Fetch(batch(0, [(TIME_MS, None, b"v", [("\x80", b"")])])[0]), at=14, bits=2, fixed=True
+)
+@patch.object(DefaultRecordBatch, "_read_msg", header_names._read_spelling_out)
 def test_what_is_damaged_is_left_to_the_client(
     fetch: Fetch, at: int, bits: int, *, fixed: bool
 ) -> None:
-    """Wherever it is, and whether the checksum tells or not: the same records, the same error."""
+    """Wherever it is, and whether the checksum tells or not: the same records, the same error.
+
+    Of the client once it spells names of headers out that are not UTF-8 any more, as columns do.
+    """
     data = bytearray(fetch.data)
     begins = _begins(fetch.data)
     places = [i for b, e in pairwise(begins) for i in (*range(b + 16, b + 21), *range(b + 61, e))]
