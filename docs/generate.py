@@ -302,9 +302,10 @@ def _header(said: Mapping[str, Any]) -> str:
 
 
 _MODEL_CARD = """\
-Of the weights that the network starts from where `model.weights` is empty.
-`stream-forecaster weights show` prints this card, `stream-forecaster weights show FILE` that of a
-file; `fit` and `pretrain` write one into every file that they make."""
+Of the weights that the network starts from where `model.weights` is empty. They are what
+`stream-forecaster pretrain` makes; another kind of processor rounds in other ways, and makes
+weights that are alike, not equal. `stream-forecaster weights show` prints this card, and with the
+name of a file that file's; `fit` and `pretrain` write one into every file that they make."""
 _WORTH = """\
 Measured on synthetic worlds set aside from training. Pinball loss and squared errors are over those
 of the pool alone: below 1 is better. Shares are the weights with which the network's two paths

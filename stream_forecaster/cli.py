@@ -499,7 +499,7 @@ def fit(  # noqa: PLR0913  (one parameter per option)
 def run_pretraining(
     *,
     out: WeightsOut,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 40_000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60_000,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn by lot.")] = 0,
     begin_with: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="Go on from these.")

@@ -37,8 +37,9 @@ Float64 = NDArray[np.float64]
 STEPS_MS = (HOUR_MS // 60, HOUR_MS, DAY_MS)
 _CONTEXTS, _HORIZONS = (60, 72, 28), (30, 48, 14)
 _PACE = Pace(
-    every=1, draw=96, repeat=3, rows=256, capacity=20_000, rate=2e-3, memory=0.998, speaks=False
+    every=1, draw=96, repeat=1, rows=256, capacity=20_000, rate=2e-3, memory=0.998, speaks=False
 )
+"""One step a bucket: what counts is how many worlds are seen, not how often."""
 _WARM_UP = 300
 _DAYS_LEARNED = 4
 """Days at the start of a world that nothing is drawn from: no pool has learned anything yet."""

@@ -1,10 +1,13 @@
 """Pre-training, on worlds as small as they get: what matters is that it follows from the seed."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 
+from stream_forecaster.cli import run_pretraining
 from stream_forecaster.pretrain import STEPS_MS, Pretraining, Progress, Size
-from stream_forecaster.weights import Weights, decode
+from stream_forecaster.weights import Weights, decode, shipped
 from stream_forecaster.worth import measure, score
 
 _SMALL = Size(keys=(1, 2), days=(1, 2), past_days=(17, 18), live_hours=(1, 2), set_aside=3)
@@ -77,3 +80,11 @@ def test_worlds_are_set_aside_first_and_the_best_network_is_kept(
     assert best == sorted(best, reverse=True)
     assert score(training.report) == best[-1]
     assert score(measure(training._learner, training._aside.samples)) >= best[-1]
+
+
+def test_the_card_of_those_that_ship_has_the_commands_defaults() -> None:
+    """Whether the rest of the file is what it makes only an hour of training tells."""
+    card, options = shipped().card, signature(run_pretraining).parameters
+    assert card["begun_with"] == "random weights"
+    assert (card["steps"], card["seed"]) == (options["steps"].default, options["seed"].default)
+    assert "since" not in card
