@@ -220,6 +220,8 @@ def test_one_burst_does_not_turn_a_regression() -> None:
 def test_a_restored_stack_keeps_the_start_that_it_had() -> None:
     """Though stacks now begin with other weights: they are shrunk to those of their own time."""
     stack, rng = _stack(), np.random.default_rng(0)
+    for _ in range(5):
+        stack.learn(0, np.arange(_K), rng.normal(size=(_M, _K)), rng.normal(size=_K))
     now = np.array([0.9, 0.9, 0.9])
     restored = Stack(_table(_K), "s", _G, now, discount=_DISCOUNT, prior=_PRIOR, burst=_BURST)
     restored._table.restore({k: v.copy() for k, v in stack._table.arrays().items()})
