@@ -42,7 +42,7 @@ _PRIOR_BUCKETS = 20.0
 _RATE = 0.02
 _LARGEST = 100.0
 """Residuals count for at most so many units: one burst must not blow up a key's widths."""
-_SHARPNESS, _COUNT_SHARPNESS = 2.0, 1.0
+_SHARPNESS, _COUNT_SHARPNESS = 3.0, 1.0
 """Of the mixture: pinball losses of members differ by a few percent, squared errors by more. Of
 real values the network's are the worse ones as a rule, and at 1 keep too much of a say."""
 _SHIFT_RATE = 0.01
