@@ -30,6 +30,8 @@ _DESK: ViewportSize = {"width": 1280, "height": 900}
 _PHONE: ViewportSize = {"width": 360, "height": 740}
 _PATIENT_MS = 30_000
 _FIRST_PAINT_MS = 1_000
+_CHOSEN_S = 2.5
+"""Longer than the second in which a process that has forecast chooses whose fans to keep."""
 _NOTHING = "\N{EN DASH}"
 """What stands where a number is not known."""
 _MINUTE_MS = 60_000
@@ -67,6 +69,7 @@ def site() -> Iterator[Site]:
     users = population()
     with Site(settings(), users.events(START_MS, START_MS + _HISTORY_MS)) as site:
         site.wait_until_read()
+        time.sleep(_CHOSEN_S)
         site.write(_event(key, site.end_ms) for key in _HOSTILE)
         for _ in range(8):  # so that there are fans to look back at
             begin_ms = site.end_ms
